@@ -1,0 +1,110 @@
+"""The one connection to Redis that every store of a process shares."""
+
+import hashlib
+import json
+from typing import Any, NoReturn
+
+import redis.asyncio as aioredis
+from redis.exceptions import NoScriptError, RedisError
+
+from worker.contract import keys, scripts
+from worker.contract.errors import JobGone, JobNotFound, StoreUnavailable
+from worker.contract.events import Event
+from worker.contract.settings import Settings, without_password
+
+
+class _Script:
+    """A Lua script, called by its digest and loaded when the server does not know it."""
+
+    def __init__(self, body: str) -> None:
+        text = scripts.PRELUDE + body
+        text = text.replace("GRACE", str(keys.OUTBOX_GRACE_MS))
+        self.text = text.replace("RETICKET", str(keys.RETICKET_MS))
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_SCRIPTS = {
+    name.lower(): _Script(body)
+    for name, body in vars(scripts).items()
+    if name.isupper() and name != "PRELUDE"
+}
+
+
+class RedisDoor:
+    """A bounded pool of connections to one Redis, its scripts, and the names of its keys.
+
+    Every call raises StoreUnavailable when Redis does not answer within seconds.
+    """
+
+    def __init__(self, settings: Settings, *, max_connections: int = 32) -> None:
+        self.settings = settings
+        self._where = without_password(settings.redis_url)
+        pool = aioredis.BlockingConnectionPool.from_url(
+            settings.redis_url,
+            max_connections=max_connections,
+            timeout=5,
+            decode_responses=True,
+            socket_timeout=5,
+            socket_connect_timeout=3,
+            health_check_interval=15,
+        )
+        self.redis = aioredis.Redis(connection_pool=pool)
+
+    @property
+    def lease_ms(self) -> int:
+        """How long a hold lasts without renewal."""
+        return int(self.settings.lease_s * 1000)
+
+    def key(self, kind: str, name: str = "") -> str:
+        """Return a key of `keys`."""
+        prefix = self.settings.key_prefix
+        return f"{prefix}{kind}:{name}" if name else f"{prefix}{kind}"
+
+    async def call(self, name: str, *args: Any) -> Any:
+        """Run a script of `scripts` by its name in lower case."""
+        script, prefix = _SCRIPTS[name], self.settings.key_prefix
+        try:
+            return await self.guard(self.redis.evalsha(script.sha, 0, prefix, *args))
+        except NoScriptError:
+            return await self.guard(self.redis.eval(script.text, 0, prefix, *args))
+
+    async def command(self, *args: Any) -> Any:
+        """Run one Redis command."""
+        return await self.guard(self.redis.execute_command(*args))  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+
+    async def guard(self, pending: Any) -> Any:
+        """Await something of the client; translate its failures."""
+        try:
+            return await pending
+        except NoScriptError:
+            raise
+        except (RedisError, OSError) as error:
+            msg = f"Redis at {self._where} does not answer: {type(error).__name__}"
+            raise StoreUnavailable(msg) from error
+
+    async def events(self, job_id: str, after: int = 0) -> list[Event]:
+        """Return the stored events with a number greater than `after`, in order."""
+        entries = await self.command("XRANGE", self.key("ev", job_id), f"({after}-0", "+")
+        return [
+            Event(int(entry_id.split("-")[0]), fields["k"], fields["d"])
+            for entry_id, fields in entries
+        ]
+
+    async def missing(self, job_id: str) -> NoReturn:
+        """Say why there is no record: JobGone after its retention, else JobNotFound."""
+        if await self.command("EXISTS", self.key("gone", job_id)):
+            raise JobGone(f"job {job_id} existed; its retention is over or it was deleted")
+        raise JobNotFound(f"there is no job {job_id}")
+
+    async def ping(self) -> None:
+        """Raise StoreUnavailable unless Redis answers and takes writes."""
+        await self.command("SET", self.key("memo", "ping"), "1", "PX", 1000)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.redis.aclose()
+
+
+def dump(value: Any) -> str:
+    """Return compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

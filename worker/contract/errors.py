@@ -1,0 +1,238 @@
+"""Everything that can go wrong with a job, as one tree with stable public codes.
+
+A code is what clients program against: it never changes once released. The message says what was
+expected, what came, and what to do. README.md lists every code with its HTTP status.
+"""
+
+from typing import ClassVar
+
+
+class JobError(Exception):
+    """A failure with a public code.
+
+    Attributes:
+        code: stable and public, snake_case.
+        retryable: True where the same job may well succeed on another attempt.
+        param: the part of the request that is to blame, such as `messages[0].content[1]`, or None.
+    """
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the error as it stands in a job: message, type, param, code."""
+        return {
+            "message": self.message,
+            "type": kind_of(self.code),
+            "param": self.param,
+            "code": self.code,
+        }
+
+
+# --- what is wrong with the request ---------------------------------------------------------------
+
+
+class InvalidRequest(JobError):
+    """The body or a parameter is not what the API takes."""
+
+    code = "invalid_request"
+
+
+class UnknownModel(JobError):
+    """No worker serves a model of that name and none is configured."""
+
+    code = "model_not_found"
+
+
+class OptionUnsupported(JobError):
+    """The engine of this model cannot honour an option; it is refused, never dropped."""
+
+    code = "option_unsupported"
+
+
+class ContextTooLong(JobError):
+    """Prompt, pictures and max_tokens do not fit into the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class BodyTooLarge(JobError):
+    """The request body is over the limit."""
+
+    code = "body_too_large"
+
+
+# --- the state of things --------------------------------------------------------------------------
+
+
+class JobNotFound(JobError):
+    """There was never a job of that id."""
+
+    code = "job_not_found"
+
+
+class JobGone(JobError):
+    """The job existed; its retention is over or it was deleted."""
+
+    code = "job_gone"
+
+
+class JobConflict(JobError):
+    """The call does not fit the job's state, such as a retry of a job that still runs."""
+
+    code = "job_conflict"
+
+
+class UploadNotFound(JobError):
+    """No upload of that id, or it has expired."""
+
+    code = "upload_not_found"
+
+
+class IdempotencyConflict(JobError):
+    """The same Idempotency-Key came with another body."""
+
+    code = "idempotency_conflict"
+
+
+class QueueFull(JobError):
+    """The model's queue is at its limit; try again after Retry-After."""
+
+    code = "queue_full"
+    retryable = True
+
+
+class StoreUnavailable(JobError):
+    """Redis, the broker or the object store does not answer; nothing was accepted."""
+
+    code = "store_unavailable"
+    retryable = True
+
+
+# --- media ----------------------------------------------------------------------------------------
+
+
+class MediaError(JobError):
+    """A picture or video that cannot be used. Always names the part in `param`."""
+
+    code = "media_error"
+
+
+class MediaUnreadable(MediaError):
+    """The bytes are of a known kind but damaged, truncated or empty."""
+
+    code = "media_unreadable"
+
+
+class MediaUnsupported(MediaError):
+    """The bytes are of a kind that is not taken."""
+
+    code = "media_unsupported"
+
+
+class MediaTooLarge(MediaError):
+    """Too many bytes, pixels, frames, seconds or parts."""
+
+    code = "media_too_large"
+
+
+class MediaFetchFailed(MediaError):
+    """The URL did not give the bytes: status, timeout, too many redirects, broken transfer."""
+
+    code = "media_fetch_failed"
+
+
+class MediaForbidden(MediaError):
+    """The URL leads where this server must not go."""
+
+    code = "media_forbidden"
+
+
+class MediaExpired(MediaError):
+    """The stored bytes are no longer there."""
+
+    code = "media_expired"
+
+
+class MediaDecoderCrashed(MediaError):
+    """The decoder process died on these bytes."""
+
+    code = "media_decoder_crashed"
+
+
+class MediaDecoderTimeout(MediaError):
+    """The decoder process did not finish in time."""
+
+    code = "media_decoder_timeout"
+
+
+# --- the engine and the worker --------------------------------------------------------------------
+
+
+class EngineFailed(JobError):
+    """The engine could not answer this one job."""
+
+    code = "engine_error"
+
+
+class OutOfMemory(JobError):
+    """This one job did not fit into the engine's memory."""
+
+    code = "out_of_memory"
+
+
+class EngineDied(JobError):
+    """The engine process is gone; its jobs go back to the queue."""
+
+    code = "engine_died"
+    retryable = True
+
+
+class WorkerLost(JobError):
+    """The job took several workers down and is not tried again."""
+
+    code = "worker_lost"
+
+
+class DeadlineOver(JobError):
+    """The job did not start before `start_deadline_s`."""
+
+    code = "deadline_exceeded"
+
+
+class ExecutionTimeout(JobError):
+    """The job ran longer than `timeout_s`."""
+
+    code = "timeout"
+
+
+class Internal(JobError):
+    """A fault of ours. The log has the traceback under the job's id; clients never see it."""
+
+    code = "internal"
+
+
+_SERVER_SIDE = frozenset(
+    {
+        "internal",
+        "engine_error",
+        "engine_died",
+        "worker_lost",
+        "out_of_memory",
+        "store_unavailable",
+    }
+)
+
+
+def kind_of(code: str) -> str:
+    """Return OpenAI's `type` for a code: who has to act."""
+    if code in _SERVER_SIDE:
+        return "server_error"
+    if code == "queue_full":
+        return "rate_limit_error"
+    return "invalid_request_error"

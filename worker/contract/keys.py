@@ -1,0 +1,56 @@
+"""Every Redis key, queue name and lifetime. A key not named here does not exist.
+
+All keys begin with `Settings.key_prefix`. Scripts build keys from that prefix, so the records need
+one Redis (or a primary with replicas), not a cluster; kombu's Redis transport has the same limit.
+
+    job:<id>        hash    the record, the truth about a job
+    ev:<id>         stream  its events after the first; entry id = sequence number
+    tok:<id>        string  ids of the tokens streamed so far, gone with the end of the job
+    queued:<queue>  zset    waiting jobs by created_at: order, position, lost tickets
+    queues          set     queue names ever used
+    hw              hash    queue → created_at of the youngest job claimed from it
+    outbox          zset    jobs whose ticket must be published, by the time it is due
+    leases          zset    held jobs by the end of their lease
+    owned:<owner>   set     jobs that one worker process holds
+    start_by        zset    jobs with a start deadline
+    retention       zset    ended jobs by the time they are erased
+    jobs            zset    all jobs by created_at, for lists
+    dead            zset    jobs that took their workers down, by the time they failed
+    gone:<id>       string  tombstone of an erased job
+    idem:<key>      hash    idempotency key → job id, hash of the body
+    models          hash    served name → card of the model (JSON)
+    worker:<owner>  string  a process's heartbeat (JSON), expires by itself
+    workers         zset    owners by last heartbeat
+    done:<model>:<minute>  string  completed jobs, for the ETA
+    sweeper         string  the one active sweeper
+    memo:<name>     string  the media stage's short memory and locks
+    live:<id>       channel events of a job as they are written
+    ctl:<owner>     channel ids of jobs that a worker shall drop
+"""
+
+from worker.contract.job import Lane, Priority
+
+MEDIA_QUEUE = "media"
+
+IDEMPOTENCY_S = 86_400  # as long as the field's APIs replay an Idempotency-Key
+TOMBSTONE_S = 30 * 86_400  # how long an erased job answers 410 instead of 404
+HEARTBEAT_S = 15  # a worker process silent for so long is not counted as alive
+OUTBOX_GRACE_MS = 2_000  # a publisher that has not confirmed by then is presumed dead
+RETICKET_MS = 3_000  # a job overtaken by one this much younger has lost its ticket
+TOMBSTONE_BATCH = 200
+MAX_CRASHES = 3  # workers a job may take down before it is dead
+
+
+def chat_queue(model: str, priority: Priority) -> str:
+    """Return the queue of one model and class, `chat.<model>.<class>`."""
+    return f"chat.{model}.{priority}"
+
+
+def chat_queues(model: str) -> tuple[str, ...]:
+    """Return the model's queues, the most urgent class first."""
+    return tuple(chat_queue(model, priority) for priority in Priority)
+
+
+def first_lane(*, has_media: bool) -> Lane:
+    """Return where a new job waits first."""
+    return Lane.MEDIA if has_media else Lane.CHAT

@@ -1,0 +1,152 @@
+"""Following a job's events as they are written: one Redis subscription per process.
+
+The script that stores an event also publishes it. A follower reads the stored stream from its
+cursor, then takes what is published, and fills any gap in the numbering by a range read: publishing
+is only a hint, the stream is the truth. A thousand followers cost one connection.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from redis.exceptions import RedisError
+
+from worker.contract.door import RedisDoor
+from worker.contract.events import Event, parse_message
+from worker.contract.log import event as log_event
+
+_log = logging.getLogger(__name__)
+_BACKLOG = 256  # events a slow reader may lag behind before it reads the stream again
+_RECONNECT_S = 0.5
+_RECHECK_S = 10.0  # a silent stream is read again: a lost publication delays, it never loses
+
+_Mailbox = asyncio.Queue[Event | None]  # None: read the stream
+
+
+class LiveEvents:
+    """The process's subscription and the followers behind it. Start it on the process's loop."""
+
+    def __init__(self, door: RedisDoor) -> None:
+        self._door = door
+        self._pubsub = door.redis.pubsub(ignore_subscribe_messages=False)
+        self._mailboxes: dict[str, set[_Mailbox]] = {}
+        self._confirmed: dict[str, asyncio.Event] = {}
+        self._reader: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """End the subscription; followers end with their tasks."""
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+        await self._pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+
+    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
+        """Yield every stored event numbered above `after`, in order, until the last one.
+
+        Ends at once after a job's last event. Raises StoreUnavailable when Redis does not answer.
+        """
+        seen = after
+        for event in await self._door.events(job_id, seen):
+            yield event
+            seen = event.seq
+            if event.is_last:
+                return
+        async with self._mailbox(self._door.key("live", job_id)) as mailbox:
+            async for event in self._from(job_id, mailbox, seen):
+                yield event
+                if event.is_last:
+                    return
+
+    async def _from(self, job_id: str, mailbox: _Mailbox, seen: int) -> AsyncIterator[Event]:
+        hint: Event | None = None
+        while True:
+            # Three cases: the next in order; a gap or no hint, so read the stream; one already seen.
+            if hint is not None and hint.seq == seen + 1:
+                yield hint
+                seen = hint.seq
+            elif hint is None or hint.seq > seen:
+                for event in await self._door.events(job_id, seen):
+                    yield event
+                    seen = event.seq
+            try:
+                hint = await asyncio.wait_for(mailbox.get(), _RECHECK_S)
+            except TimeoutError:
+                hint = None
+
+    @contextlib.asynccontextmanager
+    async def _mailbox(self, channel: str) -> AsyncIterator[_Mailbox]:
+        mailbox: _Mailbox = asyncio.Queue(_BACKLOG)
+        self._mailboxes.setdefault(channel, set()).add(mailbox)
+        try:
+            await self._subscribe(channel)
+            yield mailbox
+        finally:
+            self._mailboxes[channel].discard(mailbox)
+            if not self._mailboxes[channel]:
+                del self._mailboxes[channel]
+                self._confirmed.pop(channel, None)
+                with contextlib.suppress(RedisError, OSError):
+                    await asyncio.shield(self._pubsub.unsubscribe(channel))
+
+    async def _subscribe(self, channel: str) -> None:
+        """Return once Redis has confirmed: what is published from then on arrives."""
+        if channel not in self._confirmed:
+            self._confirmed[channel] = asyncio.Event()
+            await self._door.guard(self._pubsub.subscribe(channel))
+            if self._reader is None:
+                self._reader = asyncio.create_task(self._read())
+        confirmed = self._confirmed[channel]
+        await self._door.guard(asyncio.wait_for(confirmed.wait(), 5))
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                message = await self._pubsub.get_message(timeout=30)
+            except (RedisError, OSError) as error:
+                log_event(_log, "live.reconnecting", level=logging.WARNING, reason=repr(error))
+                await asyncio.sleep(_RECONNECT_S)
+                continue
+            if message is not None:
+                self._dispatch(message["type"], message["channel"], message["data"])
+
+    def _dispatch(self, kind: str, channel: str, data: str) -> None:
+        """Hand a message to its followers. A confirmation may follow a reconnect: read again."""
+        if kind == "subscribe" and channel in self._confirmed:
+            self._confirmed[channel].set()
+        event = parse_message(data) if kind == "message" else None
+        for mailbox in self._mailboxes.get(channel, ()):
+            if mailbox.full():
+                _empty(mailbox)
+                mailbox.put_nowait(None)
+            mailbox.put_nowait(event)
+
+
+def _empty(mailbox: _Mailbox) -> None:
+    while not mailbox.empty():
+        mailbox.get_nowait()
+
+
+class Orders:
+    """What callers want of this worker process: ids of jobs to drop, as they come."""
+
+    def __init__(self, door: RedisDoor, owner: str) -> None:
+        self._pubsub = door.redis.pubsub(ignore_subscribe_messages=True)
+        self._channel = door.key("ctl", owner)
+
+    async def cancelled_ids(self) -> AsyncIterator[str]:
+        """Yield job ids for ever. Lost ones are repeated by the lease renewal's answer."""
+        while True:
+            try:
+                await self._pubsub.subscribe(self._channel)
+                while True:
+                    message = await self._pubsub.get_message(timeout=30)
+                    if message is not None:
+                        yield message["data"]
+            except (RedisError, OSError):
+                await asyncio.sleep(_RECONNECT_S)
+
+    async def close(self) -> None:
+        """End the subscription."""
+        await self._pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped

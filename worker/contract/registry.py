@@ -1,0 +1,79 @@
+"""Who lives and what is served, and the short notes and locks that processes share."""
+
+import json
+import time
+from typing import Any
+
+from worker.contract import keys
+from worker.contract.door import RedisDoor, dump
+
+
+class Registry:
+    """Heartbeats of worker processes and the cards of their models."""
+
+    def __init__(self, door: RedisDoor) -> None:
+        self._door = door
+
+    async def announce(self, owner: str, info: dict[str, Any], card: dict[str, Any] | None) -> None:
+        """Say that a process lives, and which model it serves where it does."""
+        async with self._door.redis.pipeline(transaction=False) as pipe:
+            pipe.set(self._door.key("worker", owner), dump(info), ex=keys.HEARTBEAT_S)
+            pipe.zadd(self._door.key("workers"), {owner: time.time()})
+            pipe.zremrangebyscore(self._door.key("workers"), "-inf", time.time() - 3600)
+            if card is not None:
+                pipe.hset(self._door.key("models"), card["model"], dump(card))
+            await self._door.guard(pipe.execute())
+
+    async def sign_off(self, owner: str) -> None:
+        """Say that a process ends in good order."""
+        await self._door.command("ZREM", self._door.key("workers"), owner)
+        await self._door.command("DEL", self._door.key("worker", owner))
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """Return what every living process last said of itself."""
+        owners = await self._door.command("ZRANGE", self._door.key("workers"), 0, -1)
+        if not owners:
+            return []
+        said = await self._door.command(
+            "MGET", *(self._door.key("worker", owner) for owner in owners)
+        )
+        return [json.loads(text) for text in said if text]
+
+    async def models(self) -> dict[str, dict[str, Any]]:
+        """Return the card of every model that a worker has ever announced, by served name."""
+        cards = await self._door.command("HGETALL", self._door.key("models"))
+        return {name: json.loads(card) for name, card in cards.items()}
+
+    async def depths(self) -> dict[str, int]:
+        """Return how many jobs wait in each queue."""
+        queues = sorted(await self._door.command("SMEMBERS", self._door.key("queues")))
+        async with self._door.redis.pipeline(transaction=False) as pipe:
+            for queue in queues:
+                pipe.zcard(self._door.key("queued", queue))
+            return dict(zip(queues, await self._door.guard(pipe.execute()), strict=True))
+
+
+class Notes:
+    """Short-lived notes and named locks, such as the media stage's single flight."""
+
+    def __init__(self, door: RedisDoor) -> None:
+        self._door = door
+
+    async def memo_get(self, name: str) -> str | None:
+        """Return a short-lived note, None when there is none."""
+        value: str | None = await self._door.command("GET", self._door.key("memo", name))
+        return value
+
+    async def memo_put(self, name: str, value: str, ttl_s: float) -> None:
+        """Keep a note for a while."""
+        await self._door.command(
+            "SET", self._door.key("memo", name), value, "PX", int(ttl_s * 1000)
+        )
+
+    async def lock(self, name: str, token: str, ttl_s: float) -> bool:
+        """Take or renew a named lock; False while somebody else has it."""
+        return bool(await self._door.call("lock", name, token, int(ttl_s * 1000)))
+
+    async def unlock(self, name: str, token: str) -> None:
+        """Give a lock up if it is ours."""
+        await self._door.call("unlock", name, token)

@@ -1,0 +1,396 @@
+"""The transitions of a job as Lua: each is one atomic step in Redis, guarded by the fence.
+
+A *hold* is the right to write to a job: a claim hands out `fence`, a number that grows with every
+claim of either lane, and every later write carries it. A write with a stale fence, or to a job that
+is over, changes nothing and says so; its writer drops the job. All moments are Redis's own time in
+ms, so clocks of hosts do not matter.
+
+ARGV[1] is always the key prefix. Only commands of Redis 6.2 are used.
+"""
+
+PRELUDE = """
+local P = ARGV[1]
+local TERMINAL = {completed=true, failed=true, cancelled=true, expired=true}
+local function now()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local function emit(id, kind, data)
+  local seq = redis.call('HINCRBY', P..'job:'..id, 'seq', 1)
+  redis.call('XADD', P..'ev:'..id, seq..'-0', 'k', kind, 'd', data)
+  redis.call('PUBLISH', P..'live:'..id, seq..' '..kind..' '..data)
+end
+local function emit_status(id, status, stage, attempt, at)
+  emit(id, 'status', string.format('{"status":"%s","stage":"%s","attempt":%d,"at":%d}',
+                                   status, stage, attempt, at))
+end
+local function let_go(id, owner)
+  redis.call('ZREM', P..'leases', id)
+  if owner then redis.call('SREM', P..'owned:'..owner, id) end
+end
+local function enqueue(id, queue, queued_at, due)
+  redis.call('SADD', P..'queues', queue)
+  redis.call('ZADD', P..'queued:'..queue, queued_at, id)
+  redis.call('ZADD', P..'outbox', due, id)
+end
+local function finish(id, status, at, fields)
+  local job = P..'job:'..id
+  local r = redis.call('HMGET', job, 'owner', 'queue', 'retention_ms', 'model', 'attempt')
+  redis.call('HSET', job, 'status', status, 'stage', '', 'held', 0, 'finished_at', at,
+             'expires_at', at + r[3], unpack(fields))
+  redis.call('DEL', P..'tok:'..id)
+  redis.call('ZREM', P..'queued:'..r[2], id)
+  redis.call('ZREM', P..'outbox', id)
+  redis.call('ZREM', P..'start_by', id)
+  let_go(id, r[1])
+  redis.call('ZADD', P..'retention', at + r[3], id)
+  if status == 'completed' then
+    local count = P..'done:'..r[4]..':'..math.floor(at / 60000)
+    redis.call('INCR', count)
+    redis.call('EXPIRE', count, 300)
+  end
+  emit(id, status, '{}')
+end
+-- One flush's piece of a job: a delta, or the news that generation began. Pieces are numbered per
+-- hold, so that a call repeated after a lost answer writes nothing twice.
+local function write(id, at, piece, kind, data, token_ids, tokens)
+  local job = P..'job:'..id
+  local r = redis.call('HMGET', job, 'piece', 'status', 'attempt', 'tokens')
+  if tonumber(r[1]) >= tonumber(piece) then return end
+  redis.call('HSET', job, 'piece', piece)
+  if kind == 'generating' then
+    redis.call('HSET', job, 'stage', kind)
+    redis.call('HSETNX', job, 'generating_at', at)
+    return emit_status(id, r[2], kind, tonumber(r[3]), at)
+  end
+  redis.call('HSET', job, 'tokens', (r[4] or 0) + tokens)
+  redis.call('HSETNX', job, 'first_token_at', at)
+  redis.call('APPEND', P..'tok:'..id, token_ids)
+  emit(id, 'delta', data)
+end
+local function held(id, fence)
+  local r = redis.call('HMGET', P..'job:'..id, 'held', 'fence')
+  return r[1] == '1' and r[2] == fence
+end
+-- back to its queue; a crash counts against the job, and the last one ends it
+local function give_back(id, crashed, max_crashes, error)
+  local job, at = P..'job:'..id, now()
+  local r = redis.call('HMGET', job, 'owner', 'queue', 'queued_at', 'attempt', 'lane', 'cancel')
+  let_go(id, r[1])
+  if crashed and redis.call('HINCRBY', job, 'crashes', 1) >= max_crashes then
+    redis.call('ZADD', P..'dead', at, id)
+    return finish(id, 'failed', at, {'error', error})
+  end
+  if r[6] == '1' then return finish(id, 'cancelled', at, {}) end
+  local stage = r[5] == 'media' and 'waiting_media' or 'waiting_engine'
+  redis.call('HSET', job, 'held', 0, 'status', 'queued', 'stage', stage)
+  enqueue(id, r[2], r[3], at)
+  emit_status(id, 'queued', stage, tonumber(r[4]), at)
+end
+local function erase(id)
+  local at = now()
+  redis.call('DEL', P..'job:'..id, P..'ev:'..id, P..'tok:'..id)
+  redis.call('ZREM', P..'jobs', id)
+  redis.call('ZREM', P..'retention', id)
+  redis.call('ZREM', P..'dead', id)
+end
+"""
+
+# → {'ok', created_at} | {'replay', job id, body hash} | {'full', waiting jobs}
+SUBMIT = """
+-- id, queue, lane, stage, idem key or '', body hash, idem_s, limit, not_before_ms,
+-- start_deadline_ms, number of queues that count, their names…, then field, value…
+local id, queue, lane, stage, idem = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local at = now()
+if idem ~= '' then
+  local old = redis.call('HMGET', P..'idem:'..idem, 'id', 'hash')
+  if old[1] then return {'replay', old[1], old[2]} end
+end
+local first = 13 + tonumber(ARGV[12])
+local waiting = 0
+for i = 13, first - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..ARGV[i]) end
+if waiting >= tonumber(ARGV[9]) then return {'full', waiting} end
+redis.call('HSET', P..'job:'..id, 'status', 'queued', 'stage', stage, 'lane', lane, 'queue', queue,
+           'created_at', at, 'seq', 1, 'base', 1, 'attempt', 0, 'fence', 0, 'crashes', 0, 'held', 0,
+           unpack(ARGV, first))
+redis.call('ZADD', P..'jobs', at, id)
+local not_before = tonumber(ARGV[10])
+if not_before > at then  -- in no queue until the sweeper finds it due
+  redis.call('HSET', P..'job:'..id, 'queued_at', not_before)
+  redis.call('ZADD', P..'outbox', not_before, id)
+else
+  redis.call('HSET', P..'job:'..id, 'queued_at', at)
+  enqueue(id, queue, at, at + GRACE)
+end
+if tonumber(ARGV[11]) > 0 then redis.call('ZADD', P..'start_by', at + ARGV[11], id) end
+if idem ~= '' then
+  redis.call('HSET', P..'idem:'..idem, 'id', id, 'hash', ARGV[7])
+  redis.call('EXPIRE', P..'idem:'..idem, ARGV[8])
+end
+return {'ok', at}
+"""
+
+# → nil (somebody has it, or it is over) | {fence, attempt, field values…}
+CLAIM = """
+-- id, lane, owner, nonce, lease_ms, then the fields wanted
+local id, lane, owner, nonce = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local job, at = P..'job:'..id, now()
+local r = redis.call('HMGET', job, 'status', 'lane', 'held', 'queue', 'queued_at', 'media_at',
+                     'started_at', 'nonce')
+local function granted()
+  return redis.call('HMGET', job, 'fence', 'attempt', unpack(ARGV, 7))
+end
+if r[3] == '1' and r[8] == nonce then return granted() end  -- asked again after a lost answer
+if not r[1] or TERMINAL[r[1]] or r[2] ~= lane or r[3] == '1' then return nil end
+if not redis.call('ZSCORE', P..'queued:'..r[4], id) then return nil end  -- not due yet
+redis.call('HINCRBY', job, 'fence', 1)
+local attempt, status, stage
+if lane == 'media' then
+  attempt = tonumber(redis.call('HGET', job, 'attempt'))
+  status, stage = 'queued', 'fetching'
+  if not r[6] then redis.call('HSET', job, 'media_at', at) end
+else
+  attempt = redis.call('HINCRBY', job, 'attempt', 1)
+  status, stage = 'in_progress', 'waiting_engine'
+  if not r[7] then redis.call('HSET', job, 'started_at', at) end
+  redis.call('ZREM', P..'start_by', id)
+end
+redis.call('HSET', job, 'held', 1, 'owner', owner, 'nonce', nonce, 'piece', 0, 'status', status,
+           'stage', stage)
+redis.call('ZREM', P..'queued:'..r[4], id)
+redis.call('ZREM', P..'outbox', id)
+redis.call('ZADD', P..'leases', at + ARGV[6], id)
+redis.call('SADD', P..'owned:'..owner, id)
+local hw = redis.call('HGET', P..'hw', r[4])
+if not hw or tonumber(hw) < tonumber(r[5]) then redis.call('HSET', P..'hw', r[4], r[5]) end
+emit_status(id, status, stage, attempt, at)
+return granted()
+"""
+
+# → {lost ids…}, {ids to cancel…}
+RENEW = """
+-- lease_ms, then id, fence…
+local at, lost, cancel = now(), {}, {}
+for i = 3, #ARGV, 2 do
+  if held(ARGV[i], ARGV[i + 1]) then
+    redis.call('ZADD', P..'leases', at + ARGV[2], ARGV[i])
+    local wish = redis.call('HGET', P..'job:'..ARGV[i], 'cancel')
+    if wish == '1' then cancel[#cancel + 1] = ARGV[i] end
+  else
+    lost[#lost + 1] = ARGV[i]
+  end
+end
+return {lost, cancel}
+"""
+
+# → ids refused
+APPEND = """
+-- id, fence, piece, kind, delta (JSON), token ids ('1,2,'), number of tokens; and again…
+local at, refused = now(), {}
+for i = 2, #ARGV, 7 do
+  if held(ARGV[i], ARGV[i + 1]) then
+    write(ARGV[i], at, unpack(ARGV, i + 2, i + 6))
+  else
+    refused[#refused + 1] = ARGV[i]
+  end
+end
+return refused
+"""
+
+# → 1 | 0 refused
+STAGE = """
+-- id, fence, stage, media parts done
+local id, job, at = ARGV[2], P..'job:'..ARGV[2], now()
+if not held(id, ARGV[3]) then return 0 end
+redis.call('HSET', job, 'stage', ARGV[4], 'media_done', ARGV[5])
+local r = redis.call('HMGET', job, 'status', 'attempt')
+emit_status(id, r[1], ARGV[4], tonumber(r[2]), at)
+return 1
+"""
+
+# → 1 | 0 refused. The media stage is done: on to the model's queue.
+MEDIA_READY = """
+-- id, fence, chat queue, media (JSON)
+local id, queue = ARGV[2], ARGV[4]
+if not held(id, ARGV[3]) then return 0 end
+local job, at = P..'job:'..id, now()
+local r = redis.call('HMGET', job, 'owner', 'attempt', 'cancel')
+let_go(id, r[1])
+if r[3] == '1' then finish(id, 'cancelled', at, {}) return 1 end
+redis.call('HSET', job, 'held', 0, 'lane', 'chat', 'queue', queue, 'stage', 'waiting_engine',
+           'media', ARGV[5], 'media_done_at', at, 'queued_at', at)
+enqueue(id, queue, at, at + GRACE)
+emit_status(id, 'queued', 'waiting_engine', tonumber(r[2]), at)
+return 1
+"""
+
+# → 1 | 0 refused. Said again after a lost answer, it is 1 as well.
+FINISH = """
+-- id, fence, status, number of pieces, the pieces as in APPEND (5 values each), then field, value…
+local id, fence, at = ARGV[2], ARGV[3], now()
+if not held(id, fence) then
+  local r = redis.call('HMGET', P..'job:'..id, 'fence', 'status')
+  return (r[1] == fence and r[2] == ARGV[4]) and 1 or 0
+end
+local fields = 6 + 5 * ARGV[5]
+for i = 6, fields - 1, 5 do write(id, at, unpack(ARGV, i, i + 4)) end
+finish(id, ARGV[4], at, {unpack(ARGV, fields)})
+return 1
+"""
+
+# → 1 | 0 refused
+RELEASE = """
+-- id, fence, crashed 0|1, max crashes, error (JSON)
+if not held(ARGV[2], ARGV[3]) then return 0 end
+give_back(ARGV[2], ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6])
+return 1
+"""
+
+# → ids given back: everything a dead process held
+HAND_BACK = """
+-- owner, max crashes, error (JSON)
+local ids = redis.call('SMEMBERS', P..'owned:'..ARGV[2])
+for _, id in ipairs(ids) do
+  local r = redis.call('HMGET', P..'job:'..id, 'held', 'owner')
+  if r[1] == '1' and r[2] == ARGV[2] then give_back(id, true, tonumber(ARGV[3]), ARGV[4]) end
+end
+redis.call('DEL', P..'owned:'..ARGV[2], P..'worker:'..ARGV[2])
+redis.call('ZREM', P..'workers', ARGV[2])
+return ids
+"""
+
+# → 'missing' | the terminal status it already had | 'cancelled' | 'requested'
+CANCEL = """
+-- id
+local job = P..'job:'..ARGV[2]
+local r = redis.call('HMGET', job, 'status', 'held', 'owner')
+if not r[1] then return 'missing' end
+if TERMINAL[r[1]] then return r[1] end
+if r[2] == '1' then
+  redis.call('HSET', job, 'cancel', 1)
+  redis.call('PUBLISH', P..'ctl:'..r[3], ARGV[2])
+  return 'requested'
+end
+finish(ARGV[2], 'cancelled', now(), {})
+return 'cancelled'
+"""
+
+# → 'missing' | 'ok' | the status that does not allow it
+RETRY = """
+-- id
+local id = ARGV[2]
+local job, at = P..'job:'..id, now()
+local r = redis.call('HMGET', job, 'status', 'attempt', 'error', 'started_at', 'finished_at',
+                     'attempts', 'lane', 'queue')
+if not r[1] then return 'missing' end
+if not TERMINAL[r[1]] or r[1] == 'completed' then return r[1] end
+local line = string.format('{"attempt":%d,"status":"%s","started_at":%s,"finished_at":%s,"error":%s}',
+                           r[2], r[1], r[4] and r[4] / 1000 or 'null', r[5] / 1000, r[3] or 'null')
+redis.call('HSET', job, 'attempts', r[6] and (r[6]..','..line) or line, 'crashes', 0,
+           'queued_at', at, 'status', 'queued', 'base', redis.call('HINCRBY', job, 'seq', 1),
+           'stage', r[7] == 'media' and 'waiting_media' or 'waiting_engine')
+redis.call('HDEL', job, 'error', 'result', 'finished_at', 'expires_at', 'started_at', 'media_at',
+           'first_token_at', 'generating_at', 'tokens', 'cancel')
+redis.call('DEL', P..'ev:'..id)
+redis.call('ZREM', P..'retention', id)
+redis.call('ZREM', P..'dead', id)
+enqueue(id, r[8], at, at + GRACE)
+return 'ok'
+"""
+
+# → 'missing' | 'ok' | the status that does not allow it
+ERASE = """
+-- id, tombstone_s
+local status = redis.call('HGET', P..'job:'..ARGV[2], 'status')
+if not status then return 'missing' end
+if not TERMINAL[status] then return status end
+erase(ARGV[2])
+redis.call('SET', P..'gone:'..ARGV[2], 1, 'EX', ARGV[3])
+return 'ok'
+"""
+
+# → {jobs taken back, jobs expired, jobs erased, {id, queue}…}: tickets to publish now.
+# The cost grows with what is due, never with what exists.
+SWEEP = """
+-- max crashes, error (JSON), deadline error (JSON), tombstone_s, limit
+local at, limit = now(), tonumber(ARGV[6])
+local function due(name, upto)
+  return redis.call('ZRANGEBYSCORE', P..name, '-inf', upto, 'LIMIT', 0, limit)
+end
+local lost = due('leases', at)
+for _, id in ipairs(lost) do
+  redis.call('ZREM', P..'leases', id)
+  if redis.call('HGET', P..'job:'..id, 'held') == '1' then
+    give_back(id, true, tonumber(ARGV[2]), ARGV[3])
+  end
+end
+local late = due('start_by', at)
+for _, id in ipairs(late) do
+  redis.call('ZREM', P..'start_by', id)
+  local r = redis.call('HMGET', P..'job:'..id, 'status', 'held')
+  if r[1] == 'queued' and r[2] ~= '1' then finish(id, 'expired', at, {'error', ARGV[4]}) end
+end
+local old = due('retention', at)
+for _, id in ipairs(old) do
+  erase(id)
+  redis.call('SET', P..'gone:'..id, 1, 'EX', ARGV[5])
+end
+for _, queue in ipairs(redis.call('SMEMBERS', P..'queues')) do
+  local hw = tonumber(redis.call('HGET', P..'hw', queue) or 0) - RETICKET
+  for _, id in ipairs(due('queued:'..queue, '('..hw)) do
+    redis.call('ZADD', P..'outbox', 'NX', at, id)
+  end
+end
+local out = {#lost, #late, #old}
+for _, id in ipairs(due('outbox', at)) do
+  local r = redis.call('HMGET', P..'job:'..id, 'status', 'queue', 'held', 'queued_at')
+  if r[1] == 'queued' and r[3] ~= '1' then
+    redis.call('SADD', P..'queues', r[2])
+    redis.call('ZADD', P..'queued:'..r[2], 'NX', r[4], id)
+    redis.call('ZADD', P..'outbox', at + RETICKET, id)
+    out[#out + 1] = {id, r[2]}
+  else
+    redis.call('ZREM', P..'outbox', id)
+  end
+end
+return out
+"""
+
+# → 1 | 0: somebody else sweeps
+LOCK = """
+-- name, token, ttl_ms : take or renew
+local holder = redis.call('GET', P..ARGV[2])
+if holder and holder ~= ARGV[3] then return 0 end
+redis.call('SET', P..ARGV[2], ARGV[3], 'PX', ARGV[4])
+return 1
+"""
+
+# → 1 | 0 not the holder's
+UNLOCK = """
+-- name, token
+if redis.call('GET', P..ARGV[2]) == ARGV[3] then return redis.call('DEL', P..ARGV[2]) end
+return 0
+"""
+
+# → ids of jobs that wait since before `older_ms`, per queue: {queue, oldest…}
+STALLED = """
+-- age_ms
+local out, limit = {}, now() - ARGV[2]
+for _, queue in ipairs(redis.call('SMEMBERS', P..'queues')) do
+  if #redis.call('ZRANGEBYSCORE', P..'queued:'..queue, '-inf', limit, 'LIMIT', 0, 1) > 0 then
+    out[#out + 1] = queue
+  end
+end
+return out
+"""
+
+# → number of jobs that will get a new ticket
+REISSUE = """
+-- queue, age_ms, limit
+local at, count = now(), 0
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P..'queued:'..ARGV[2], '-inf', at - ARGV[3],
+                               'LIMIT', 0, ARGV[4])) do
+  count = count + redis.call('ZADD', P..'outbox', 'NX', at, id)
+end
+return count
+"""

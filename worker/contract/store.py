@@ -1,0 +1,304 @@
+"""The transitions of jobs: every write to a record. The rules are in `scripts`.
+
+Every method raises StoreUnavailable when Redis does not answer; none repeats a write by itself.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worker.contract import keys
+from worker.contract.door import RedisDoor, dump
+from worker.contract.errors import (
+    DeadlineOver,
+    IdempotencyConflict,
+    JobConflict,
+    QueueFull,
+    WorkerLost,
+)
+from worker.contract.events import delta_data, joined_text
+from worker.contract.job import (
+    ChatRequest,
+    Hold,
+    JobSpec,
+    Lane,
+    Outcome,
+    PreparedMedia,
+    Stage,
+    new_job_id,
+    with_history,
+)
+
+_SWEEP_BATCH = 200
+_LOST = json.dumps(WorkerLost("the job took several workers down and is not tried again").as_dict())
+_LATE = json.dumps(DeadlineOver("the job did not start before its start_deadline_s").as_dict())
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A durable job: its id, the queue its ticket goes to (None: not yet due, or it was there)."""
+
+    job_id: str
+    queue: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one flush writes of one job: a delta, or (`text` None) that generation began.
+
+    `number` counts the pieces of a hold from 1; a piece sent again is not written twice.
+    """
+
+    job_id: str
+    fence: str
+    number: int
+    text: str | None = None
+    token_ids: tuple[int, ...] = ()
+
+    def values(self) -> list[Any]:
+        """Return its five values for the scripts."""
+        count = len(self.token_ids)
+        if self.text is None:
+            return [self.number, "generating", "", "", 0]
+        packed = "".join(f"{token_id}," for token_id in self.token_ids)
+        return [self.number, "delta", delta_data(self.text, count), packed, count]
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep did, and the tickets (job id, queue) that must be published now."""
+
+    taken_back: int
+    expired: int
+    erased: int
+    tickets: tuple[tuple[str, str], ...]
+
+
+class JobStore:
+    """Writes job records. Safe for many tasks at once."""
+
+    def __init__(self, door: RedisDoor) -> None:
+        self._door = door
+
+    async def submit(
+        self, request: ChatRequest, spec: JobSpec, *, idempotency: str = "", body_hash: str = ""
+    ) -> Submitted:
+        """Make a job durable. Returns once it is in Redis; the caller then publishes its ticket.
+
+        `idempotency` is the caller's key with its tenant; the same key with the same `body_hash`
+        returns the first job, with another one raises IdempotencyConflict. Raises QueueFull.
+        """
+        job_id, lane = new_job_id(), keys.first_lane(has_media=bool(request.media))
+        own_queue = keys.chat_queue(request.model, spec.priority)
+        queue = keys.MEDIA_QUEUE if lane is Lane.MEDIA else own_queue
+        stage = Stage.WAITING_MEDIA if lane is Lane.MEDIA else Stage.WAITING_ENGINE
+        counted = (*keys.chat_queues(request.model), keys.MEDIA_QUEUE)
+        answer = await self._door.call(
+            "submit",
+            job_id,
+            queue,
+            lane,
+            stage,
+            idempotency,
+            body_hash,
+            keys.IDEMPOTENCY_S,
+            self._door.settings.queue_max_jobs,
+            spec.not_before_ms,
+            int((spec.start_deadline_s or 0) * 1000),
+            len(counted),
+            *counted,
+            *self._new_fields(request, spec),
+        )
+        match answer:
+            case ["replay", old_id, old_hash]:
+                if old_hash != body_hash:
+                    raise IdempotencyConflict("this Idempotency-Key was used with another body")
+                return Submitted(old_id, None)
+            case ["full", waiting]:
+                raise QueueFull(f"{waiting} jobs wait for this model already; try again later")
+            case _:
+                due = spec.not_before_ms <= time.time() * 1000
+                return Submitted(job_id, queue if due else None)
+
+    def _new_fields(self, request: ChatRequest, spec: JobSpec) -> list[Any]:
+        retention_s = spec.retention_s or self._door.settings.retention_s
+        return [
+            "model",
+            request.model,
+            "priority",
+            spec.priority,
+            "request",
+            dump(request.as_dict()),
+            "spec",
+            dump(spec.as_dict()),
+            "media_total",
+            len(request.media),
+            "retention_ms",
+            int(retention_s * 1000),
+        ]
+
+    async def published(self, job_ids: Sequence[str]) -> None:
+        """Note that the tickets of these jobs are with the broker."""
+        if job_ids:
+            await self._door.command("ZREM", self._door.key("outbox"), *job_ids)
+
+    # --- hold -------------------------------------------------------------------------------------
+
+    async def claim(self, job_id: str, lane: Lane, owner: str, nonce: str) -> Hold | None:
+        """Take a waiting job under a lease; None when somebody has it or it is over.
+
+        `nonce` is fresh per wish: asking again with it after StoreUnavailable gives the same hold.
+        """
+        answer = await self._door.call(
+            "claim",
+            job_id,
+            lane,
+            owner,
+            nonce,
+            self._door.lease_ms,
+            "request",
+            "spec",
+            "media",
+            "crashes",
+            "tokens",
+        )
+        if answer is None:
+            return None
+        fence, attempt, request, spec, media, crashes, tokens = answer
+        ids, text = await self._emitted(job_id) if int(tokens or 0) else ((), "")
+        return Hold(
+            job_id=job_id,
+            fence=fence,
+            attempt=int(attempt),
+            lane=lane,
+            request=ChatRequest.from_dict(json.loads(request)),
+            spec=JobSpec.from_dict(json.loads(spec)),
+            crashes=int(crashes),
+            media=tuple(PreparedMedia.from_dict(m) for m in json.loads(media or "[]")),
+            emitted_ids=ids,
+            emitted_text=text,
+        )
+
+    async def _emitted(self, job_id: str) -> tuple[tuple[int, ...], str]:
+        packed = await self._door.command("GET", self._door.key("tok", job_id))
+        ids = tuple(int(n) for n in (packed or "").split(",") if n)
+        return ids, joined_text(await self._door.events(job_id))
+
+    async def renew(self, holds: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
+        """Prolong the leases of (job id, fence) pairs; return (ids lost, ids to cancel)."""
+        flat = [value for pair in holds for value in pair]
+        lost, cancel = await self._door.call("renew", self._door.lease_ms, *flat)
+        return lost, cancel
+
+    async def append(self, pieces: Sequence[Piece]) -> list[str]:
+        """Write one flush of many jobs; return the ids whose writer must stop."""
+        flat: list[Any] = []
+        for piece in pieces:
+            flat += [piece.job_id, piece.fence, *piece.values()]
+        refused: list[str] = await self._door.call("append", *flat)
+        return refused
+
+    async def stage(self, hold: Hold, stage: Stage, media_done: int) -> bool:
+        """Say how far the media stage is; False when the hold is lost."""
+        done = await self._door.call("stage", hold.job_id, hold.fence, stage, media_done)
+        return bool(done)
+
+    async def media_ready(self, hold: Hold, media: Sequence[PreparedMedia]) -> str | None:
+        """End the media stage; return the model's queue for the ticket, None when refused."""
+        queue = keys.chat_queue(hold.request.model, hold.spec.priority)
+        done = await self._door.call(
+            "media_ready", hold.job_id, hold.fence, queue, dump([asdict(item) for item in media])
+        )
+        return queue if done else None
+
+    async def finish(self, hold: Hold, outcome: Outcome, last: Sequence[Piece] = ()) -> bool:
+        """End a job with its outcome and what is not yet streamed, in one step; False if refused.
+
+        Safe to repeat after StoreUnavailable: the same end said twice is one end.
+        """
+        pieces = [value for piece in last for value in piece.values()]
+        return bool(
+            await self._door.call(
+                "finish",
+                hold.job_id,
+                hold.fence,
+                outcome.status,
+                len(last),
+                *pieces,
+                *_result_fields(hold, outcome),
+            )
+        )
+
+    async def release(self, hold: Hold, *, crashed: bool) -> bool:
+        """Give a job back to its queue; `crashed` counts against it. False when refused."""
+        return bool(
+            await self._door.call(
+                "release", hold.job_id, hold.fence, int(crashed), keys.MAX_CRASHES, _LOST
+            )
+        )
+
+    async def hand_back(self, owner: str) -> int:
+        """Give back everything that a dead process held; return how many jobs that were."""
+        return len(await self._door.call("hand_back", owner, keys.MAX_CRASHES, _LOST))
+
+    async def cancel(self, job_id: str) -> str:
+        """Ask for the end of a job.
+
+        Returns its terminal status where it is over, `cancelled` where nobody held it, `requested`
+        where a worker does: it then ends as cancelled once that worker has dropped it.
+        """
+        answer = str(await self._door.call("cancel", job_id))
+        if answer == "missing":
+            await self._door.missing(job_id)
+        return answer
+
+    async def retry(self, job_id: str) -> Submitted:
+        """Queue an ended job again under the same id. Raises JobConflict if it runs or completed."""
+        answer = str(await self._door.call("retry", job_id))
+        if answer == "missing":
+            await self._door.missing(job_id)
+        if answer != "ok":
+            raise JobConflict(
+                f"the job is {answer}; only a job that failed, expired or was "
+                "cancelled can be retried"
+            )
+        queue = await self._door.command("HGET", self._door.key("job", job_id), "queue")
+        return Submitted(job_id, queue)
+
+    async def erase(self, job_id: str) -> None:
+        """Delete an ended job and all it left. Raises JobConflict while it runs."""
+        answer = str(await self._door.call("erase", job_id, keys.TOMBSTONE_S))
+        if answer == "missing":
+            await self._door.missing(job_id)
+        if answer != "ok":
+            raise JobConflict(f"the job is {answer}; cancel it first, then delete it")
+
+    async def sweep(self) -> Swept:
+        """Do everything that is due; the caller publishes the tickets, then calls `published`."""
+        lost, late, old, *tickets = await self._door.call(
+            "sweep", keys.MAX_CRASHES, _LOST, _LATE, keys.TOMBSTONE_S, _SWEEP_BATCH
+        )
+        return Swept(lost, late, old, tuple((job_id, queue) for job_id, queue in tickets))
+
+    async def stalled_queues(self, age_s: float) -> list[str]:
+        """Return queues in which a job has waited for longer than `age_s`."""
+        queues: list[str] = await self._door.call("stalled", int(age_s * 1000))
+        return queues
+
+    async def reissue(self, queue: str, age_s: float) -> int:
+        """Give every job that waits there for longer than `age_s` a new ticket at the next sweep."""
+        return int(await self._door.call("reissue", queue, int(age_s * 1000), _SWEEP_BATCH))
+
+
+def _result_fields(hold: Hold, outcome: Outcome) -> list[Any]:
+    fields: list[Any] = []
+    if hold.lane is Lane.CHAT:
+        history = with_history(hold.request.history, hold.request.query, outcome.text)
+        result = asdict(outcome) | {"history": history}
+        del result["error"], result["status"]
+        fields += ["result", dump(result)]
+    if outcome.error is not None:
+        fields += ["error", dump(outcome.error)]
+    return fields

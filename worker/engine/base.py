@@ -1,0 +1,162 @@
+"""The one protocol behind which every engine stands.
+
+An engine is given prompts whose media are already fetched, checked and shrunk, and yields text. It
+knows no job record, no Redis and no HTTP.
+"""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+FRAME_LABEL = "Frame{number}: "
+"""What stands before each frame of a video for models that take frames as pictures: the guide's
+layout, `Frame1: <picture>\\nFrame2: <picture>\\n…` with one newline after each picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One prepared picture: upright RGB, already within the model's pixel limit.
+
+    `data` is an encoded file (JPEG, PNG or WebP), `width` × `height` its size in pixels.
+    """
+
+    data: bytes = field(repr=False)
+    width: int
+    height: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A video as its sampled frames, in time order; `times_s` (one per frame) from the start."""
+
+    frames: tuple[Picture, ...]
+    times_s: tuple[float, ...]
+    sha256: str
+
+
+Part = str | Picture | Clip
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One chat message: `role` is system, user, assistant or tool; parts in the sender's order."""
+
+    role: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How to generate. None means: the model's generation_config, then the engine's default.
+
+    Units and ranges: `max_tokens` ≥ 1 new tokens; `temperature` 0 (greedy) to 2; `top_p` in (0, 1];
+    `top_k` ≥ 0 (0 = off); `min_p` in [0, 1]; `repetition_penalty` > 0 (1 = off); `seed` 0 to 2^63-1;
+    `stop` up to 16 texts, never part of the answer; `extra` what only some engines take
+    (logprobs, response_format, tools …), by its OpenAI name.
+    """
+
+    max_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One attempt at one job.
+
+    `key` is unique per attempt. `emitted_ids` and `emitted_text` are what earlier attempts have
+    already streamed: the engine goes on from there and yields only what comes after, so that
+    emitted_text + all deltas is the whole answer; `options.max_tokens` counts the emitted tokens in.
+    """
+
+    key: str
+    turns: tuple[Turn, ...]
+    options: EngineOptions
+    emitted_ids: tuple[int, ...] = ()
+    emitted_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of the answer.
+
+    `token_ids` are all tokens sampled since the last delta (also those whose bytes do not yet make
+    a whole character: `text` may then be empty; decoding all ids so far gives all text so far plus
+    at most one incomplete character). `prompt_tokens` is the whole prompt with picture tokens, the
+    same in every delta. The last delta has `finish_reason`: stop or length.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int = 0
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What callers and the media stage must know about a loaded model.
+
+    `context_tokens` prompt + answer; `slots` jobs that fit into the engine at once; `max_pixels` a
+    picture's width × height that the model uses at most (larger ones are shrunk before);
+    `pixel_multiple` sides that need no further resize are multiples of it; `frame_max_pixels` the
+    same for a frame of a video; `options` the optional request fields that the engine honours.
+    """
+
+    model: str
+    engine: str
+    backend: str
+    context_tokens: int
+    slots: int
+    is_multimodal: bool
+    takes_video: bool
+    max_pixels: int
+    pixel_multiple: int
+    frame_max_pixels: int
+    options: frozenset[str]
+
+
+class Engine(Protocol):
+    """Holds one model and answers many prompts at once.
+
+    Errors of `generate`, raised from the iteration and meant for this prompt alone: ContextTooLong,
+    OutOfMemory, EngineFailed. EngineDied means that every prompt inside is lost.
+    """
+
+    async def start(self) -> ModelCard:
+        """Load the model; return once it can answer. Raises EngineFailed with a sentence."""
+        ...
+
+    def generate(self, prompt: Prompt) -> AsyncGenerator[Delta, None]:
+        """Yield the answer. Closing the iterator takes the prompt out of the engine at once."""
+        ...
+
+    async def close(self) -> None:
+        """Free the device. Prompts that are still inside end with EngineDied."""
+        ...
+
+
+def frames_as_pictures(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """Lay every clip out as labelled pictures, for models that take no video.
+
+    Source: the guide's prompt for InternVL2, `Frame1: <image>\\n…Frame8: <image>\\n` and then the text.
+    """
+    return tuple(Turn(turn.role, tuple(_laid_out(turn.parts))) for turn in turns)
+
+
+def _laid_out(parts: tuple[Part, ...]) -> list[Part]:
+    out: list[Part] = []
+    for part in parts:
+        if not isinstance(part, Clip):
+            out.append(part)
+            continue
+        for number, frame in enumerate(part.frames, start=1):
+            out += [FRAME_LABEL.format(number=number), frame, "\n"]
+    return out
