@@ -13,7 +13,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from celery import Celery
-from kombu.entity import Queue
 
 from worker.contract import keys
 from worker.contract.job import Lane, Priority
@@ -111,10 +110,9 @@ def _redis_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def queues_of(lane: Lane, model: str = "") -> list[Queue]:
+def queues_of(lane: Lane, model: str = "") -> list[str]:
     """Return the queues that a worker of a lane listens to."""
-    names = [keys.MEDIA_QUEUE] if lane is Lane.MEDIA else list(keys.chat_queues(model))
-    return [Queue(name) for name in names]  # type: ignore[no-untyped-call]  # kombu's own
+    return [keys.MEDIA_QUEUE] if lane is Lane.MEDIA else list(keys.chat_queues(model))
 
 
 def task_id_of(job_id: str, queue_name: str) -> str:

@@ -67,6 +67,12 @@ class BodyTooLarge(JobError):
     code = "body_too_large"
 
 
+class TextTooLarge(JobError):
+    """All text of the job together is over the limit."""
+
+    code = "text_too_large"
+
+
 # --- the state of things --------------------------------------------------------------------------
 
 

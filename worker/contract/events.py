@@ -40,7 +40,8 @@ class Event:
 
 def delta_data(text: str, tokens: int) -> str:
     """Return the wire form of a delta: its text and how many tokens it holds."""
-    return json.dumps({"text": text, "tokens": tokens}, ensure_ascii=False)
+    delta = {"text": text, "tokens": tokens}
+    return json.dumps(delta, ensure_ascii=False, separators=(",", ":"))
 
 
 def parse_message(message: str) -> Event:

@@ -22,8 +22,7 @@ one Redis (or a primary with replicas), not a cluster; kombu's Redis transport h
     worker:<owner>  string  a process's heartbeat (JSON), expires by itself
     workers         zset    owners by last heartbeat
     done:<model>:<minute>  string  completed jobs, for the ETA
-    sweeper         string  the one active sweeper
-    memo:<name>     string  the media stage's short memory and locks
+    memo:<name>     string  short notes and named locks: the media stage's, the sweeper's
     live:<id>       channel events of a job as they are written
     ctl:<owner>     channel ids of jobs that a worker shall drop
 """
@@ -37,7 +36,6 @@ TOMBSTONE_S = 30 * 86_400  # how long an erased job answers 410 instead of 404
 HEARTBEAT_S = 15  # a worker process silent for so long is not counted as alive
 OUTBOX_GRACE_MS = 2_000  # a publisher that has not confirmed by then is presumed dead
 RETICKET_MS = 3_000  # a job overtaken by one this much younger has lost its ticket
-TOMBSTONE_BATCH = 200
 MAX_CRASHES = 3  # workers a job may take down before it is dead
 
 

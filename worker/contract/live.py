@@ -62,7 +62,7 @@ class LiveEvents:
     async def _from(self, job_id: str, mailbox: _Mailbox, seen: int) -> AsyncIterator[Event]:
         hint: Event | None = None
         while True:
-            # Three cases: the next in order; a gap or no hint, so read the stream; one already seen.
+            # Three cases: the next in order; a gap or no hint, so read the stream; an old one.
             if hint is not None and hint.seq == seen + 1:
                 yield hint
                 seen = hint.seq

@@ -10,6 +10,15 @@ import sys
 import time
 from typing import Any
 
+_NOISY = (
+    "botocore",
+    "urllib3",
+    "aiohttp.access",
+    "kombu",
+    "amqp",
+    "celery.worker.strategy",  # two lines a task
+    "celery.app.trace",
+)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -38,7 +47,7 @@ def set_up(level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for noisy in ("botocore", "urllib3", "aiohttp.access", "kombu", "amqp"):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

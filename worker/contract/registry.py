@@ -54,26 +54,29 @@ class Registry:
 
 
 class Notes:
-    """Short-lived notes and named locks, such as the media stage's single flight."""
+    """Short texts and named locks with a life, shared by all processes."""
 
     def __init__(self, door: RedisDoor) -> None:
         self._door = door
 
-    async def memo_get(self, name: str) -> str | None:
-        """Return a short-lived note, None when there is none."""
-        value: str | None = await self._door.command("GET", self._door.key("memo", name))
+    async def get(self, key: str) -> str | None:
+        """Return what was put, None once its time is over."""
+        value: str | None = await self._door.command("GET", self._door.key("memo", key))
         return value
 
-    async def memo_put(self, name: str, value: str, ttl_s: float) -> None:
-        """Keep a note for a while."""
-        await self._door.command(
-            "SET", self._door.key("memo", name), value, "PX", int(ttl_s * 1000)
-        )
+    async def put(self, key: str, value: str, ttl_s: float) -> None:
+        """Keep a text for a while."""
+        ttl_ms = int(ttl_s * 1000)
+        await self._door.command("SET", self._door.key("memo", key), value, "PX", ttl_ms)
 
-    async def lock(self, name: str, token: str, ttl_s: float) -> bool:
-        """Take or renew a named lock; False while somebody else has it."""
-        return bool(await self._door.call("lock", name, token, int(ttl_s * 1000)))
+    async def acquire(self, key: str, token: str, ttl_s: float) -> bool:
+        """Take a lock, or keep the one that this token has; False where somebody else has it."""
+        return bool(await self._door.call("lock", key, token, int(ttl_s * 1000)))
 
-    async def unlock(self, name: str, token: str) -> None:
-        """Give a lock up if it is ours."""
-        await self._door.call("unlock", name, token)
+    async def renew(self, key: str, token: str, ttl_s: float) -> bool:
+        """Hold a lock for another `ttl_s` from now; False where it is no longer ours."""
+        return bool(await self._door.call("relock", key, token, int(ttl_s * 1000)))
+
+    async def release(self, key: str, token: str) -> None:
+        """Give a lock back; nothing happens where it is no longer ours."""
+        await self._door.call("unlock", key, token)

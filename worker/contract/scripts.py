@@ -202,9 +202,9 @@ STAGE = """
 -- id, fence, stage, media parts done
 local id, job, at = ARGV[2], P..'job:'..ARGV[2], now()
 if not held(id, ARGV[3]) then return 0 end
+local r = redis.call('HMGET', job, 'status', 'attempt', 'stage')
 redis.call('HSET', job, 'stage', ARGV[4], 'media_done', ARGV[5])
-local r = redis.call('HMGET', job, 'status', 'attempt')
-emit_status(id, r[1], ARGV[4], tonumber(r[2]), at)
+if r[3] ~= ARGV[4] then emit_status(id, r[1], ARGV[4], tonumber(r[2]), at) end
 return 1
 """
 
@@ -284,8 +284,9 @@ local r = redis.call('HMGET', job, 'status', 'attempt', 'error', 'started_at', '
                      'attempts', 'lane', 'queue')
 if not r[1] then return 'missing' end
 if not TERMINAL[r[1]] or r[1] == 'completed' then return r[1] end
-local line = string.format('{"attempt":%d,"status":"%s","started_at":%s,"finished_at":%s,"error":%s}',
-                           r[2], r[1], r[4] and r[4] / 1000 or 'null', r[5] / 1000, r[3] or 'null')
+local line = string.format(
+  '{"attempt":%d,"status":"%s","started_at":%s,"finished_at":%s,"error":%s}',
+  r[2], r[1], r[4] and r[4] / 1000 or 'null', r[5] / 1000, r[3] or 'null')
 redis.call('HSET', job, 'attempts', r[6] and (r[6]..','..line) or line, 'crashes', 0,
            'queued_at', at, 'status', 'queued', 'base', redis.call('HINCRBY', job, 'seq', 1),
            'stage', r[7] == 'media' and 'waiting_media' or 'waiting_engine')
@@ -356,23 +357,31 @@ end
 return out
 """
 
-# → 1 | 0: somebody else sweeps
+# → 1 | 0: somebody else has it
 LOCK = """
--- name, token, ttl_ms : take or renew
-local holder = redis.call('GET', P..ARGV[2])
+-- name, token, ttl_ms : take it, or keep our own
+local key = P..'memo:lock:'..ARGV[2]
+local holder = redis.call('GET', key)
 if holder and holder ~= ARGV[3] then return 0 end
-redis.call('SET', P..ARGV[2], ARGV[3], 'PX', ARGV[4])
+redis.call('SET', key, ARGV[3], 'PX', ARGV[4])
 return 1
 """
 
-# → 1 | 0 not the holder's
-UNLOCK = """
--- name, token
-if redis.call('GET', P..ARGV[2]) == ARGV[3] then return redis.call('DEL', P..ARGV[2]) end
-return 0
+# → 1 | 0: no longer ours
+RELOCK = """
+-- name, token, ttl_ms
+local key = P..'memo:lock:'..ARGV[2]
+return redis.call('GET', key) == ARGV[3] and redis.call('PEXPIRE', key, ARGV[4]) or 0
 """
 
-# → ids of jobs that wait since before `older_ms`, per queue: {queue, oldest…}
+# → 1 | 0: it was not ours
+UNLOCK = """
+-- name, token
+local key = P..'memo:lock:'..ARGV[2]
+return redis.call('GET', key) == ARGV[3] and redis.call('DEL', key) or 0
+"""
+
+# → queues in which a job has waited for longer
 STALLED = """
 -- age_ms
 local out, limit = {}, now() - ARGV[2]

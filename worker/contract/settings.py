@@ -176,6 +176,13 @@ class Settings(BaseSettings):
         gt=0.5,
         description="a worker silent for so long loses its jobs",
     )
+    engine_silence_s: float = Field(
+        120.0,
+        alias="FOREBAY_ENGINE_SILENCE_S",
+        gt=0,
+        description="an engine that gives nothing for so long while jobs are inside is killed and "
+        "started again",
+    )
     drain_s: float = Field(
         30.0, alias="FOREBAY_DRAIN_S", ge=0, description="grace time for running jobs at SIGTERM"
     )

@@ -32,6 +32,7 @@ VIEW_FIELDS = (
     "queue",
     "lane",
     "cancel",
+    "seq",
 )
 """The record's fields that a view needs: all but the question itself."""
 

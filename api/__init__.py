@@ -1,0 +1,1 @@
+"""The thin face: HTTP in, one contract call, HTTP out."""

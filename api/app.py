@@ -1,0 +1,58 @@
+"""The FastAPI application: lifespan, routers, error handlers. No route in it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import Depends, FastAPI
+
+from api import errors, health, jobs, stream, uploads
+from api.deps import Contract, authorized
+from api.limits import BodyLimit
+from worker.contract import broker, log, settings
+from worker.contract.door import RedisDoor
+from worker.contract.live import LiveEvents
+from worker.contract.reader import JobReader
+from worker.contract.registry import Registry
+from worker.contract.s3 import ObjectStore
+from worker.contract.store import JobStore
+
+
+def create_app() -> FastAPI:
+    """Return the application; settings come from the environment."""
+    config = settings.load()
+    log.set_up(config.log_level)
+    app = FastAPI(
+        title="Forebay", version=version("forebay"), lifespan=_lifespan,
+        description="Multimodal chat jobs: hand one in, get the answer by poll or stream.",
+    )  # fmt: skip
+    app.state.settings = config
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    errors.install(app)
+    app.include_router(health.health)
+    for router in (jobs.router, stream.router, uploads.router, health.models):
+        app.include_router(router, dependencies=[Depends(authorized)])
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    config = app.state.settings
+    door = RedisDoor(config)
+    store = JobStore(door)
+    made = app.state.contract = Contract(
+        settings=config,
+        store=store,
+        reader=JobReader(door),
+        registry=Registry(door),
+        live=LiveEvents(door),
+        objects=ObjectStore(config),
+        tickets=broker.Tickets(broker.make_app(config), store.published),
+    )
+    try:
+        yield
+    finally:
+        await made.tickets.close()
+        await made.live.close()
+        await made.objects.close()
+        await door.close()

@@ -1,0 +1,133 @@
+"""Every error as OpenAI's envelope with its status: one table, used by every door."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from worker.contract.errors import InvalidRequest, JobError, kind_of
+
+_log = logging.getLogger(__name__)
+_RETRY_AFTER_S = "2"
+
+STATUS = {
+    "invalid_request": 400,
+    "option_unsupported": 400,
+    "context_length_exceeded": 400,
+    "media_error": 400,
+    "media_unreadable": 400,
+    "media_fetch_failed": 400,
+    "media_forbidden": 400,
+    "media_expired": 400,
+    "media_decoder_crashed": 400,
+    "media_decoder_timeout": 400,
+    "unauthorized": 401,
+    "model_not_found": 404,
+    "job_not_found": 404,
+    "upload_not_found": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "job_conflict": 409,
+    "idempotency_conflict": 409,
+    "job_gone": 410,
+    "body_too_large": 413,
+    "text_too_large": 413,
+    "media_too_large": 413,
+    "media_unsupported": 415,
+    "queue_full": 429,
+    "internal": 500,
+    "store_unavailable": 503,
+}
+"""Code to HTTP status. Codes that only ever stand in a failed job are not here."""
+
+
+class Unauthorized(JobError):
+    """No bearer key, or one that is not known."""
+
+    code = "unauthorized"
+
+
+class ErrorBody(BaseModel):
+    """What went wrong: a sentence, who has to act, the part to blame, the stable code."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorView(BaseModel):
+    """The envelope of every error."""
+
+    error: ErrorBody
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error in the one envelope."""
+    app.add_exception_handler(JobError, _job_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _fault)
+
+
+def respond(error: JobError) -> JSONResponse:
+    """Return the response for one of our errors."""
+    status = STATUS.get(error.code, 500)
+    headers = {"Retry-After": _RETRY_AFTER_S} if status in {429, 503} else None
+    return JSONResponse({"error": error.as_dict()}, status, headers)
+
+
+async def _job_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, JobError)  # noqa: S101 - installed for this class
+    return respond(error)
+
+
+async def _validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - installed for this class
+    # Of a union's branches the one that got furthest is what the caller meant.
+    first = max(error.errors(), key=lambda problem: len(problem["loc"]))
+    return respond(InvalidRequest(_sentence(first), param=_place(first["loc"])))
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    place = _place(problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {place!r}"
+    text = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {text}" if place else text
+
+
+def _place(location: tuple[Any, ...]) -> str | None:
+    """Return a path as callers write it: `messages[0].content`. Union branches are left out."""
+    path = ""
+    for step in location[1:]:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif step.isidentifier() and step not in _BRANCHES:
+            path += f".{step}" if path else step
+    return path or None
+
+
+_BRANCHES = frozenset({"str", "MediaLink", "constrained"})
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - installed for this class
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    body = {"message": str(error.detail), "type": kind_of(code), "param": None, "code": code}
+    return JSONResponse({"error": body}, error.status_code, dict(error.headers or {}))
+
+
+async def _fault(request: Request, error: Exception) -> JSONResponse:
+    _log.error("http.fault", extra={"path": request.url.path}, exc_info=error)
+    body = {
+        "message": "something went wrong on our side; the server's log has the details",
+        "type": "server_error",
+        "param": None,
+        "code": "internal",
+    }
+    return JSONResponse({"error": body}, 500)

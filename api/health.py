@@ -1,0 +1,79 @@
+"""Alive and ready, and which models are served."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from api.deps import Contract, Uses
+from api.schemas import ERRORS, ModelList, Ready
+from worker.contract.errors import StoreUnavailable
+
+health = APIRouter(prefix="/health", tags=["health"])
+models = APIRouter(prefix="/v1/models", tags=["models"], responses=ERRORS)
+
+
+@health.get("/live")
+async def live() -> dict[str, str]:
+    """Say that this process answers."""
+    return {"status": "ok"}
+
+
+@health.get("/ready", response_model=Ready, responses={503: {"model": Ready}})
+async def ready(uses: Uses) -> Response:
+    """Say whether jobs are answered: 200 with a chat and a media worker ready, else 503."""
+    try:
+        workers, depths = await uses.registry.workers(), await uses.registry.depths()
+    except StoreUnavailable as error:
+        return JSONResponse({"status": "unavailable", "reason": error.message}, 503)
+    roles = {role: _by_state(workers, role) for role in ("chat", "media")}
+    is_ready = all(states.get("ready") for states in roles.values())
+    body = {
+        "status": "ready" if is_ready else "waiting",
+        "reason": None if is_ready else _reason(workers, roles),
+        "workers": roles,
+        "models": sorted({w["model"] for w in workers if w["state"] == "ready" and w["model"]}),
+        "queued": depths,
+    }
+    return JSONResponse(body, 200 if is_ready else 503)
+
+
+def _by_state(workers: list[dict[str, Any]], role: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for worker in workers:
+        if worker["role"] == role:
+            counts[worker["state"]] = counts.get(worker["state"], 0) + 1
+    return counts
+
+
+def _reason(workers: list[dict[str, Any]], roles: dict[str, dict[str, int]]) -> str:
+    for worker in workers:
+        if worker["state"] == "failed":
+            return f"a {worker['role']} worker failed: {worker['reason']}"
+    missing = [role for role, states in roles.items() if not states.get("ready")]
+    return f"no {' and no '.join(missing)} worker is ready"
+
+
+@models.get("", response_model=ModelList)
+async def list_models(uses: Uses) -> Response:
+    """List the models, the default one first."""
+    cards, ready_names = await uses.cards(), await _ready_names(uses)
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": [_model(name, card, name in ready_names) for name, card in cards.items()],
+        }
+    )
+
+
+async def _ready_names(uses: Contract) -> set[str]:
+    return {w["model"] for w in await uses.registry.workers() if w["state"] == "ready"}
+
+
+def _model(name: str, card: dict[str, Any], is_ready: bool) -> dict[str, Any]:
+    return {
+        "id": name, "object": "model", "created": 0, "owned_by": "forebay", "is_chat": True,
+        "is_multimodal": card.get("is_multimodal"), "engine": card.get("engine"),
+        "context_tokens": card.get("context_tokens"), "options": card.get("options"),
+        "status": "ready" if is_ready else "loading",
+    }  # fmt: skip

@@ -1,0 +1,174 @@
+"""Submit, poll, list, cancel, retry, delete."""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from api.deps import Contract, Uses
+from api.schemas import ERRORS, JobList, JobView
+from worker.contract import forms
+from worker.contract.body import JobBody
+from worker.contract.errors import InvalidRequest, OptionUnsupported, UploadNotFound
+from worker.contract.events import STATUS
+from worker.contract.job import JobStatus, MediaRef
+from worker.contract.s3 import media_key, upload_key
+from worker.contract.view import links
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=ERRORS)
+
+MAX_WAIT_S = 60
+_CANCEL_WAIT_S = 1.0
+_PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})(?:$|[,;\s])")
+
+Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for a change")]
+
+
+@router.post("", status_code=202, response_model=JobView, responses={200: {"model": JobView}})
+async def submit(
+    body: JobBody,
+    request: Request,
+    uses: Uses,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    prefer: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Hand a job in: 202 once it is durable, 200 when it ended within `Prefer: wait=n`."""
+    model, card = await uses.model(body.model)
+    parsed = forms.parse(body, uses.settings)
+    media = await _keep(parsed.sources, uses)
+    chat = forms.to_request(body, model, parsed, media)
+    _check_options(chat.options, card)
+    submitted = await uses.store.submit(
+        chat,
+        forms.to_spec(body),
+        idempotency=idempotency_key or "",
+        body_hash=hashlib.sha256(await request.body()).hexdigest() if idempotency_key else "",
+    )
+    if submitted.queue is not None:
+        uses.tickets.send(submitted.job_id, submitted.queue)
+    return await _answer(submitted.job_id, prefer, uses)
+
+
+async def _answer(job_id: str, prefer: str | None, uses: Contract) -> JSONResponse:
+    headers = {"Location": links(job_id)["self"]}
+    wait = _PREFER_WAIT.search(prefer or "")
+    if wait is not None:
+        wait_s = min(int(wait[1]), MAX_WAIT_S)
+        await _until_ended(job_id, wait_s, uses)
+        headers["Preference-Applied"] = f"wait={wait_s}"
+    job = await uses.reader.get(job_id)
+    return JSONResponse(job, 200 if JobStatus(job["status"]).is_terminal else 202, headers)
+
+
+async def _keep(sources: Sequence[forms.Source], uses: Contract) -> list[MediaRef]:
+    """Put the bytes that came in the body into the object store; the rest stays a reference."""
+    return list(await asyncio.gather(*(_reference(source, uses) for source in sources)))
+
+
+async def _reference(source: forms.Source, uses: Contract) -> MediaRef:
+    if source.url is not None:
+        return MediaRef(source.type, source.param, url=source.url)
+    if source.file_id is not None:
+        key = upload_key(source.file_id)
+        if not await uses.objects.exists(key):
+            raise UploadNotFound(
+                f"nothing was uploaded as {source.file_id}, or it expired", param=source.param
+            )
+    else:
+        assert source.data is not None  # noqa: S101 - one of the three is set
+        key = media_key(hashlib.sha256(source.data).hexdigest())
+        await uses.objects.put_bytes(key, source.data, "application/octet-stream", if_absent=True)
+    return MediaRef(source.type, source.param, object_key=key)
+
+
+def _check_options(options: dict[str, Any], card: dict[str, Any]) -> None:
+    """Refuse what the model's engine cannot honour, as far as the model is known yet."""
+    for name in options.keys() - set(card.get("options", options)) - {"max_tokens"}:
+        raise OptionUnsupported(
+            f"the {card['engine']} engine of {card['model']} cannot honour {name}", param=name
+        )
+
+
+@router.get("", response_model=JobList)
+async def list_jobs(
+    uses: Uses,
+    status: JobStatus | None = None,
+    model: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Response:
+    """List jobs, newest first. `after` is the `next` of the page before."""
+    jobs, cursor = await uses.reader.list_jobs(status=status, model=model, after=after, limit=limit)
+    return JSONResponse(
+        {"object": "list", "data": jobs, "has_more": cursor is not None, "next": cursor}
+    )
+
+
+@router.get("/{job_id}", response_model=JobView)
+async def poll(job_id: str, uses: Uses, wait: Wait = 0) -> Response:
+    """Return the job now, or as soon as its status changes."""
+    if wait:
+        await _until_changed(job_id, wait, uses)
+    return JSONResponse(await uses.reader.get(job_id))
+
+
+@router.post("/{job_id}/cancel", response_model=JobView)
+async def cancel(job_id: str, uses: Uses) -> Response:
+    """Ask for the end of a job. It is `cancelled` once the engine has dropped it; twice is fine."""
+    if await uses.store.cancel(job_id) == "requested":
+        await _until_ended(job_id, _CANCEL_WAIT_S, uses)
+    return JSONResponse(await uses.reader.get(job_id))
+
+
+@router.post("/{job_id}/retry", status_code=202, response_model=JobView)
+async def retry(job_id: str, uses: Uses) -> Response:
+    """Queue a job that failed, expired or was cancelled again, under the same id."""
+    submitted = await uses.store.retry(job_id)
+    if submitted.queue is not None:
+        uses.tickets.send(job_id, submitted.queue)
+    return JSONResponse(await uses.reader.get(job_id), 202)
+
+
+@router.delete("/{job_id}", status_code=204)
+async def delete(job_id: str, uses: Uses) -> Response:
+    """Erase a job and all it left; one that runs is cancelled first."""
+    if await uses.store.cancel(job_id) == "requested":
+        await _until_ended(job_id, _CANCEL_WAIT_S, uses)
+    await uses.store.erase(job_id)
+    return Response(status_code=204)
+
+
+async def _until_ended(job_id: str, wait_s: float, uses: Contract) -> None:
+    try:
+        async with asyncio.timeout(wait_s):
+            async for _ in uses.live.follow(job_id):
+                pass  # the last event ends it
+    except TimeoutError:
+        return
+
+
+async def _until_changed(job_id: str, wait_s: float, uses: Contract) -> None:
+    record = await uses.reader.record(job_id)
+    if JobStatus(record["status"]).is_terminal:
+        return
+    same = f'"status":"{record["status"]}"'
+    try:
+        async with asyncio.timeout(wait_s):
+            async for event in uses.live.follow(job_id, int(record["seq"])):
+                if event.is_last or (event.kind == STATUS and same not in event.data):
+                    return
+    except TimeoutError:
+        return
+
+
+def cursor_of(last_event_id: str | None, starting_after: int | None) -> int:
+    """Return the event number after which a stream goes on. The header wins: browsers resend it."""
+    if last_event_id is None:
+        return starting_after or 0
+    if not last_event_id.isdigit():
+        raise InvalidRequest("Last-Event-ID must be an event's number", param="Last-Event-ID")
+    return int(last_event_id)

@@ -1,0 +1,68 @@
+"""HTTP-only views, for the OpenAPI document. Responses are made by `contract.view`."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from api.errors import ErrorView
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorView}
+    for code in (400, 401, 404, 405, 409, 410, 413, 415, 429, 500, 503)
+}  # fmt: skip
+
+
+class JobView(BaseModel):
+    """A job. Moments are seconds since the epoch; fields that do not apply yet are null."""
+
+    id: str
+    object: str
+    status: str
+    stage: str | None
+    model: str
+    priority: str
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    expires_at: float | None
+    attempt: int
+    attempts: list[dict[str, Any]]
+    queue_position: int | None
+    eta_s: float | None
+    cancel_requested: bool
+    progress: dict[str, int]
+    output: dict[str, str | None]
+    history: list[tuple[str, str]] | None
+    usage: dict[str, int] | None
+    generation_info: dict[str, float] | None
+    timings: dict[str, float | None]
+    media: list[dict[str, Any]]
+    error: dict[str, str | None] | None
+    metadata: dict[str, str]
+    links: dict[str, str]
+
+
+class JobList(BaseModel):
+    """One page of jobs; `next` is the cursor of the following page."""
+
+    object: str
+    data: list[JobView]
+    has_more: bool
+    next: str | None
+
+
+class Ready(BaseModel):
+    """Whether jobs are answered, and what is missing."""
+
+    status: str
+    reason: str | None = None
+    workers: dict[str, dict[str, int]] = {}
+    models: list[str] = []
+    queued: dict[str, int] = {}
+
+
+class ModelList(BaseModel):
+    """The served models."""
+
+    object: str
+    data: list[dict[str, Any]]

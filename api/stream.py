@@ -1,0 +1,86 @@
+"""Server-sent events of a job, resumed at a cursor, for any number of readers."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
+
+from api.deps import Contract, Uses
+from api.jobs import cursor_of
+from api.schemas import ERRORS
+from worker.contract import view
+from worker.contract.errors import JobError
+from worker.contract.events import DELTA, STATUS, Event
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=ERRORS)
+
+PING_S = 10.0
+"""Every proxy in the field keeps an idle stream open for at least 15 s."""
+
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+@router.get("/{job_id}/events", response_class=StreamingResponse)
+async def events(
+    job_id: str,
+    uses: Uses,
+    last_event_id: Annotated[str | None, Header()] = None,
+    starting_after: Annotated[int | None, Query(ge=0)] = None,
+) -> StreamingResponse:
+    """Stream a job: status changes, text deltas, and last the whole job."""
+    after = cursor_of(last_event_id, starting_after)
+    record = await uses.reader.record(job_id)
+    frames = _with_pings(_frames(job_id, record, after, uses))
+    return StreamingResponse(frames, media_type="text/event-stream", headers=_HEADERS)
+
+
+async def _frames(
+    job_id: str, record: view.Record, after: int, uses: Contract
+) -> AsyncIterator[bytes]:
+    base = int(record["base"])
+    if after < base:
+        queued = view.status_event(job_id, record, view.first_status(record))
+        yield _frame(base, STATUS, _dump({"sequence_number": base} | queued))
+    try:
+        async for event in uses.live.follow(job_id, max(after, base)):
+            yield _frame(event.seq, event.kind, await _data(job_id, record, event, uses))
+    except JobError as error:  # the stream has begun: too late for a status
+        yield b"event: error\ndata: " + _dump({"error": error.as_dict()}).encode() + b"\n\n"
+
+
+async def _data(job_id: str, record: view.Record, event: Event, uses: Contract) -> str:
+    number = f'{{"sequence_number":{event.seq},'
+    if event.kind == DELTA:
+        return number + event.data[1:]
+    if event.kind == STATUS:
+        return number + _dump(view.status_event(job_id, record, json.loads(event.data)))[1:]
+    return number + _dump(await uses.reader.get(job_id))[1:]
+
+
+def _frame(number: int, kind: str, data: str) -> bytes:
+    return f"id: {number}\nevent: {kind}\ndata: {data}\n\n".encode()
+
+
+def _dump(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+async def _with_pings(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pass frames on; say something at least every PING_S, so that proxies keep the line open."""
+    upcoming = asyncio.ensure_future(anext(frames, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({upcoming}, timeout=PING_S)
+            if not done:
+                yield b": ping\n\n"
+                continue
+            frame = upcoming.result()
+            if frame is None:
+                return
+            yield frame
+            upcoming = asyncio.ensure_future(anext(frames, None))
+    finally:
+        upcoming.cancel()

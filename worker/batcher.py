@@ -1,0 +1,67 @@
+"""Which jobs are inside the engine at once. Knows no job record.
+
+Batching is continuous: a job enters as soon as there is room, whoever else is inside. Room is a
+number of slots and a budget of tokens (prompt + pictures + answer), first come, first served.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    tokens: int
+    is_alone: bool
+    admitted: "asyncio.Future[None]"
+
+
+class Batcher:
+    """Admits jobs to one engine: at most `slots` at once and `max_batch_tokens` in sum.
+
+    A job that is larger than the whole budget enters when it is the only one.
+    """
+
+    def __init__(self, slots: int, max_batch_tokens: int) -> None:
+        self._slots = slots
+        self._budget = max_batch_tokens
+        self._waiting: deque[_Entry] = deque()
+        self._inside: set[_Entry] = set()
+
+    def __len__(self) -> int:
+        return len(self._inside)
+
+    @contextlib.asynccontextmanager
+    async def room(self, tokens: int, *, alone: bool = False) -> AsyncIterator[None]:
+        """Wait for room, and hold it while the block runs.
+
+        `alone`: nobody else is inside meanwhile, for a job that is suspected of killing engines.
+        """
+        entry = _Entry(tokens, alone, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        self._admit()
+        try:
+            await entry.admitted
+            yield
+        finally:
+            self._inside.discard(entry)
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(entry)
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._fits(self._waiting[0]):
+            entry = self._waiting.popleft()
+            if not entry.admitted.cancelled():
+                self._inside.add(entry)
+                entry.admitted.set_result(None)
+
+    def _fits(self, entry: _Entry) -> bool:
+        if not self._inside:
+            return True
+        if entry.is_alone or any(other.is_alone for other in self._inside):
+            return False
+        used = sum(other.tokens for other in self._inside)
+        return len(self._inside) < self._slots and used + entry.tokens <= self._budget

@@ -1,0 +1,136 @@
+"""The body of a job as callers write it, in both forms, checked field by field.
+
+One model for HTTP and for lines of a batch. `forms` turns it into a ChatRequest. Unknown fields are
+refused: an option that is dropped in silence is a wrong answer.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from worker.contract.job import Priority
+
+_MAX_SEED = 2**63 - 1
+
+Text64 = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Text512 = Annotated[str, StringConstraints(max_length=512)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MediaLink(_Strict):
+    """Where a picture or video is: a URL (http, https, data) or the id of an upload."""
+
+    url: str | None = None
+    file_id: str | None = None
+    detail: Literal["auto", "low", "high"] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.url is None) == (self.file_id is None):
+            raise ValueError("give either url or file_id")
+        return self
+
+
+class TextPart(_Strict):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(_Strict):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: MediaLink | str
+
+
+class VideoPart(_Strict):
+    """A video."""
+
+    type: Literal["video_url"]
+    video_url: MediaLink | str
+
+
+ContentPart = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
+
+
+class ChatMessage(_Strict):
+    """One OpenAI chat message. A user's text may hold `<img>URL</img>`, `<video>URL</video>`."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart]
+    name: str | None = None
+
+
+class VideoBody(_Strict):
+    """How frames are sampled: `frames` in equal segments or `fps` per second, of the cut clip."""
+
+    frames: int | None = Field(None, ge=1, le=1024)
+    fps: float | None = Field(None, gt=0, le=60)
+    start_s: float | None = Field(None, ge=0)
+    end_s: float | None = Field(None, gt=0)
+    max_pixels: int | None = Field(None, ge=784)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.frames is not None and self.fps is not None:
+            raise ValueError("give either frames or fps")
+        if self.start_s is not None and self.end_s is not None and self.end_s <= self.start_s:
+            raise ValueError("end_s must be greater than start_s")
+        return self
+
+
+class JobBody(_Strict):
+    """`POST /v1/jobs`: the OpenAI chat form (`messages`) or the ms-swift form (`query`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [
+        {"query": "<image>图片中有几只羊", "images": ["https://example.com/sheep.png"]},
+        {"messages": [{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "https://example.com/sheep.png"}},
+            {"type": "text", "text": "How many sheep are there?"}]}], "max_tokens": 64},
+    ]})  # fmt: skip
+
+    model: str | None = Field(None, min_length=1, max_length=200)
+
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000)
+    query: str | None = None
+    history: list[tuple[str, str]] = Field(default_factory=list, max_length=500)
+    images: list[str] | str = Field(default_factory=list)
+    videos: list[str] | str = Field(default_factory=list)
+
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=0, le=_MAX_SEED)
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    ignore_eos: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+
+    priority: Priority = Priority.NORMAL
+    start_deadline_s: float | None = Field(None, gt=0)
+    timeout_s: float | None = Field(None, gt=0)
+    not_before: datetime | None = None
+    retention_s: float | None = Field(None, ge=60, le=30 * 86_400)
+    metadata: Annotated[dict[Text64, Text512], Field(max_length=16)] = Field(default_factory=dict)
+    video: VideoBody = VideoBody()
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.messages is None) == (self.query is None):
+            raise ValueError("give either messages (OpenAI form) or query (ms-swift form)")
+        if self.history and self.query is None:
+            raise ValueError("history belongs to query; with messages, send the turns themselves")
+        return self

@@ -1,0 +1,312 @@
+"""Builds and owns what one worker process needs: start, run jobs, drain, close. Decides nothing."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from celery import Celery
+
+from worker.batcher import Batcher
+from worker.chat import ChatAttempt, estimate_tokens
+from worker.contract import broker
+from worker.contract.door import RedisDoor
+from worker.contract.errors import EngineFailed, StoreUnavailable
+from worker.contract.job import Hold, Lane, MediaProfile, PreparedMedia
+from worker.contract.live import Orders
+from worker.contract.log import event
+from worker.contract.registry import Notes, Registry
+from worker.contract.s3 import ObjectStore
+from worker.contract.settings import Settings
+from worker.contract.store import JobStore
+from worker.engine import EngineSpec
+from worker.engine.base import ModelCard
+from worker.engine.process import EngineProcess
+from worker.holds import Holds, Stop
+from worker.media.stage import OnProgress, prepare_all
+from worker.media.workshop import Shared
+from worker.preparing import PrepareAttempt
+from worker.runner import Runner, Verdict
+from worker.stream import DeltaStream
+from worker.sweeper import Sweeper
+
+_log = logging.getLogger(__name__)
+_ANNOUNCE_S = 4.0
+_LOOK_S = 1.0
+_MAX_DEATHS, _DEATHS_WITHIN_S = 3, 600.0
+_CARD_S = 10.0  # how long a model's profile is remembered
+_FAULT_STATUS = 70  # EX_SOFTWARE: a background task of ours ended
+
+WhyCancelled = Callable[[], Stop | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a worker process is: `owner` is unique per incarnation, `role` chat or media."""
+
+    owner: str
+    role: str
+    slots: int
+
+
+class Base:
+    """What both lanes need: the stores, the holds, the tickets, a heartbeat."""
+
+    def __init__(self, settings: Settings, app: Celery, me: Identity) -> None:
+        self._settings = settings
+        self._app = app
+        self._me = me
+        self._state, self._reason = "loading", ""
+        self._started_at = time.time()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def _connect(self) -> None:
+        self._door = RedisDoor(self._settings)
+        self._store = JobStore(self._door)
+        self._registry = Registry(self._door)
+        self._objects = ObjectStore(self._settings)
+        self._orders = Orders(self._door, self._me.owner)
+        self._holds = Holds(self._store, self._orders, self._settings.lease_s)
+        self._tickets = broker.Tickets(self._app, self._store.published)
+        self._spawn(self._announce_forever())
+        self._spawn(self._holds.run())
+
+    def _runner(self, lane: Lane, begin: Any, why_cancelled: WhyCancelled) -> Runner:
+        return Runner(
+            self._store,
+            self._holds,
+            begin,
+            lane=lane,
+            owner=self._me.owner,
+            give_up_s=self._settings.lease_s,
+            why_cancelled=why_cancelled,
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(_end_with_it)
+        self._tasks.append(task)
+
+    async def say(self, state: str, reason: str = "") -> None:
+        """Announce a state: loading, ready, draining or failed."""
+        self._state, self._reason = state, reason
+        with contextlib.suppress(StoreUnavailable):
+            await self._announce()
+
+    async def _announce(self) -> None:
+        info = asdict(self._me) | {
+            "state": self._state,
+            "reason": self._reason,
+            "in_flight": len(self._holds),
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            "started_at": self._started_at,
+        }
+        card = self._card()
+        await self._registry.announce(
+            self._me.owner, info | {"model": card["model"] if card else None}, card
+        )
+
+    def _card(self) -> dict[str, Any] | None:
+        return None
+
+    async def _announce_forever(self) -> None:
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await self._announce()
+            await asyncio.sleep(_ANNOUNCE_S)
+
+    async def close(self) -> None:
+        """Sign off and close every connection."""
+        for task in self._tasks:
+            task.remove_done_callback(_end_with_it)
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tickets.close()
+        with contextlib.suppress(StoreUnavailable):
+            await self._registry.sign_off(self._me.owner)
+        await self._orders.close()
+        await self._objects.close()
+        await self._door.close()
+
+
+class ChatRuntime(Base):
+    """One engine in a process of its own, and the jobs inside it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        app: Celery,
+        me: Identity,
+        *,
+        spec: EngineSpec,
+        served_name: str,
+        why_cancelled: WhyCancelled,
+    ) -> None:
+        super().__init__(settings, app, me)
+        self.failure: str | None = None
+        self._served_name = served_name
+        self._engine = EngineProcess(spec, log_level=settings.log_level)
+        self._why_cancelled = why_cancelled
+        self._ready = asyncio.Event()
+        self._deaths: deque[float] = deque()
+        self._model: ModelCard | None = None
+
+    async def start(self) -> None:
+        """Load the model; return once jobs can be taken. Raises EngineFailed with a sentence."""
+        await self._connect()
+        await self.say("loading")
+        self._model = await self._engine.start()
+        slots = self._model.slots
+        self._batcher = Batcher(slots, slots * self._model.context_tokens)
+        self._stream = DeltaStream(self._store, self._holds.lose)
+        self._chat = self._runner(Lane.CHAT, self._begin, self._why_cancelled)
+        self._spawn(self._stream.run())
+        self._spawn(self._watch_deaths())
+        self._spawn(self._watch_silence())
+        self._ready.set()
+        await self.say("ready")
+
+    async def run(self, job_id: str) -> Verdict:
+        """Do what a ticket asks for, once the engine is there."""
+        await self._ready.wait()
+        return await self._chat.run(job_id)
+
+    def _begin(self, hold: Hold) -> ChatAttempt:
+        return ChatAttempt(
+            hold,
+            engine=self._engine,
+            batcher=self._batcher,
+            stream=self._stream,
+            objects=self._objects,
+            cost=estimate_tokens,
+            max_tokens=self._settings.max_tokens,
+            max_picture_bytes=self._settings.image_max_bytes,
+        )
+
+    def _card(self) -> dict[str, Any] | None:
+        if self._model is None:
+            return None
+        card = asdict(self._model)
+        return card | {"model": self._served_name, "options": sorted(self._model.options)}
+
+    async def _watch_deaths(self) -> None:
+        """Start the engine again whenever it dies; stop the worker when that happens too often."""
+        while True:
+            how = await self._engine.wait_dead()
+            self._ready.clear()
+            event(_log, "engine.died", level=logging.ERROR, how=how, inside=len(self._batcher))
+            if self._is_too_often():
+                return await self._fail(f"the engine died {_MAX_DEATHS} times: {how}")
+            await self.say("loading", how)
+            try:
+                self._model = await self._engine.start()
+            except EngineFailed as error:
+                return await self._fail(error.message)
+            self._ready.set()
+            await self.say("ready")
+
+    def _is_too_often(self) -> bool:
+        """Count a death, unless one job was alone inside: then that job is to blame."""
+        if len(self._batcher) != 1:
+            self._deaths.append(time.monotonic())
+        while self._deaths and time.monotonic() - self._deaths[0] > _DEATHS_WITHIN_S:
+            self._deaths.popleft()
+        return len(self._deaths) >= _MAX_DEATHS
+
+    async def _fail(self, reason: str) -> None:
+        self.failure = reason
+        await self.say("failed", reason)
+        os.kill(os.getpid(), signal.SIGQUIT)  # hand everything back now
+        await asyncio.Event().wait()
+
+    async def _watch_silence(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            silent_s = self._engine.last_output_age_s
+            if silent_s > self._settings.engine_silence_s:
+                event(_log, "engine.hung", level=logging.ERROR, silent_s=round(silent_s, 1))
+                self._engine.kill()
+
+    async def close(self) -> None:
+        """Close the engine, then the connections."""
+        await self._engine.close()
+        await super().close()
+
+
+class CpuRuntime(Base):
+    """The media stage and the sweeper, in one CPU process."""
+
+    def __init__(
+        self, settings: Settings, app: Celery, me: Identity, why_cancelled: WhyCancelled
+    ) -> None:
+        super().__init__(settings, app, me)
+        self._why_cancelled = why_cancelled
+        self._cards: dict[str, dict[str, Any]] = {}
+        self._cards_at = float("-inf")
+        self.failure: str | None = None
+
+    async def start(self) -> None:
+        """Connect and begin to sweep."""
+        await self._connect()
+        self._notes = Notes(self._door)
+        self._shared = Shared()
+        await self._objects.ensure_bucket()
+        self._media = self._runner(Lane.MEDIA, self._begin, self._why_cancelled)
+        sweeper = Sweeper(
+            self._store,
+            self._notes,
+            owner=self._me.owner,
+            lease_s=self._settings.lease_s,
+            send=lambda job_id, queue: self._tickets.send(job_id, queue, urgent=True),
+            depth=lambda queue: broker.depth(self._app, queue),
+        )
+        self._spawn(sweeper.run())
+        await self.say("ready")
+
+    async def run(self, job_id: str) -> Verdict:
+        """Do what a ticket asks for."""
+        return await self._media.run(job_id)
+
+    def _begin(self, hold: Hold) -> PrepareAttempt:
+        return PrepareAttempt(
+            hold, store=self._store, prepare=self._prepare, send=self._tickets.send
+        )
+
+    async def _prepare(self, hold: Hold, on_progress: OnProgress) -> tuple[PreparedMedia, ...]:
+        profile = await self._profile(hold.request.model)
+        return await prepare_all(
+            hold.request.media,
+            profile,
+            hold.request.video,
+            self._objects,
+            self._notes,
+            self._settings,
+            on_progress,
+            shared=self._shared,
+        )
+
+    async def _profile(self, model: str) -> MediaProfile:
+        """Return what the model wants; the default until a worker has announced it."""
+        if time.monotonic() - self._cards_at > _CARD_S or model not in self._cards:
+            self._cards = await self._registry.models()
+            self._cards_at = time.monotonic()
+        card = self._cards.get(model)
+        if card is None:
+            return MediaProfile()
+        return MediaProfile(card["max_pixels"], card["frame_max_pixels"], card["pixel_multiple"])
+
+
+def _end_with_it(task: "asyncio.Task[None]") -> None:
+    """End the process with a background task that ended: half a worker holds jobs for ever."""
+    error = None if task.cancelled() else task.exception()
+    _log.critical("worker.broken", extra={"task": task.get_name()}, exc_info=error)
+    os._exit(_FAULT_STATUS)

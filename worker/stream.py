@@ -1,0 +1,121 @@
+"""Joins the deltas of all jobs of a process and writes them in one call per flush.
+
+The first piece of an idle moment leaves at once; while pieces keep coming, one flush every
+`FLUSH_S` carries every job's text. A flush that fails is repeated as it was until Redis answers:
+pieces are numbered, so what did arrive is not written twice.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from worker.contract.errors import StoreUnavailable
+from worker.contract.job import Hold
+from worker.contract.log import event
+from worker.contract.store import JobStore, Piece
+from worker.engine.base import Delta
+
+FLUSH_S = 0.02
+_RETRY_S = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """What one hold has not yet written, and how many pieces it has."""
+
+    hold: Hold
+    pieces: int = 0
+    has_news: bool = False  # generation began, not yet said
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+
+    def cut(self) -> list[Piece]:
+        """Take everything out as numbered pieces."""
+        out: list[Piece] = []
+        if self.has_news:
+            out.append(self._piece(None, ()))
+        if self.texts:
+            out.append(self._piece("".join(self.texts), tuple(self.token_ids)))
+        self.has_news, self.texts, self.token_ids = False, [], []
+        return out
+
+    def _piece(self, text: str | None, token_ids: tuple[int, ...]) -> Piece:
+        self.pieces += 1
+        return Piece(self.hold.job_id, self.hold.fence, self.pieces, text, token_ids)
+
+
+class DeltaStream:
+    """One per process. `run` must run while there are deltas.
+
+    `on_refused` is called with the ids of jobs whose hold is lost.
+    """
+
+    def __init__(self, store: JobStore, on_refused: Callable[[list[str]], None]) -> None:
+        self._store = store
+        self._on_refused = on_refused
+        self._pending: dict[str, _Pending] = {}
+        self._dirty: dict[str, _Pending] = {}
+        self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
+
+    def begin(self, hold: Hold) -> None:
+        """Say that the engine now works on this job."""
+        pending = self._pending[_key(hold)] = _Pending(hold, has_news=True)
+        self._mark(pending)
+
+    def add(self, hold: Hold, delta: Delta) -> None:
+        """Queue a delta for the next flush."""
+        pending = self._pending[_key(hold)]
+        pending.texts.append(delta.text)
+        pending.token_ids += delta.token_ids
+        self._mark(pending)
+
+    async def end(self, hold: Hold) -> list[Piece]:
+        """Take out what is not yet written: it goes with the job's end, in one step.
+
+        Waits for a flush that is on its way, so that nothing can arrive after the end.
+        """
+        async with self._writing:
+            self._dirty.pop(_key(hold), None)
+            pending = self._pending.pop(_key(hold), None)
+        return pending.cut() if pending else []
+
+    async def run(self) -> None:
+        """Flush for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            async with self._writing:
+                await self._flush()
+            await asyncio.sleep(FLUSH_S)
+
+    def _mark(self, pending: _Pending) -> None:
+        self._dirty[_key(pending.hold)] = pending
+        self._wake.set()
+
+    async def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        pieces = [piece for pending in dirty.values() for piece in pending.cut()]
+        while pieces:
+            try:
+                refused = await self._store.append(pieces)
+            except StoreUnavailable as error:
+                event(
+                    _log,
+                    "stream.unwritten",
+                    level=logging.WARNING,
+                    pieces=len(pieces),
+                    reason=error.message,
+                )
+                await asyncio.sleep(_RETRY_S)
+            else:
+                if refused:
+                    self._on_refused(refused)
+                return
+
+
+def _key(hold: Hold) -> str:
+    return f"{hold.job_id}.{hold.fence}"

@@ -1,0 +1,168 @@
+"""The Celery tasks and the process around them; no logic.
+
+    python -m worker.tasks chat --owner ID --model M …      one engine, its jobs
+    python -m worker.tasks media --owner ID …               the media stage and the sweeper
+
+Exit status: 0 after a drain, 75 when a restart is wanted, 78 for what a restart cannot mend; the
+last line on standard error then is the reason.
+"""
+
+import argparse
+import asyncio
+import os
+import platform
+import secrets
+import sys
+from typing import Any
+
+from celery import Celery, signals
+
+from worker import pool
+from worker.contract import broker, settings
+from worker.contract.errors import JobError
+from worker.contract.job import Lane
+from worker.contract.log import set_up
+from worker.engine import EngineSpec
+from worker.holds import Stop
+from worker.media.image import decode
+from worker.pool_run import CancelReason, current_request
+from worker.runner import Verdict
+from worker.runtime import ChatRuntime, CpuRuntime, Identity
+
+OK, TRY_AGAIN, MISCONFIGURED = 0, 75, 78
+DEFAULT_SLOTS = {"echo": 256, "transformers": 4, "lmdeploy": 256}
+MEDIA_SLOTS = 32  # mostly fetches that wait; decoding is bounded by the cores
+
+Runtime = ChatRuntime | CpuRuntime
+
+
+class JobFailedError(Exception):
+    """Tells Celery and Flower that a job failed; the reason stands in the job."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one worker process until it is told to stop; return its exit status."""
+    args = _parse(argv)
+    config = settings.load()
+    set_up(config.log_level)
+    app = broker.make_app(config)
+    runtime = _make_runtime(args, config, app)
+    _register(app, runtime)
+    return _serve(args, config, app, runtime)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m worker.tasks")
+    parser.add_argument("role", choices=["chat", "media"])
+    parser.add_argument("--owner", default=secrets.token_hex(8))
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--served-name", default=None)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=None)
+    return parser.parse_args(argv)
+
+
+def _make_runtime(args: argparse.Namespace, config: settings.Settings, app: Celery) -> Runtime:
+    slots = args.slots or (MEDIA_SLOTS if args.role == "media" else DEFAULT_SLOTS[_engine(args)])
+    args.slots = slots
+    me = Identity(args.owner, args.role, slots)
+    if args.role == "media":
+        return CpuRuntime(config, app, me, _why_cancelled)
+    spec = EngineSpec(
+        model=args.model,
+        engine=_engine(args),
+        backend=args.backend,
+        tp=args.tp,
+        slots=slots,
+        decode=decode,
+    )
+    return ChatRuntime(
+        config, app, me, spec=spec, served_name=_served_name(args), why_cancelled=_why_cancelled
+    )
+
+
+def _engine(args: argparse.Namespace) -> Any:
+    from worker.engine import choose  # noqa: PLC0415 - may ask the CUDA driver
+
+    return choose(args.engine)
+
+
+def _served_name(args: argparse.Namespace) -> str:
+    return str(args.served_name or args.model)
+
+
+def _why_cancelled() -> Stop | None:
+    """Flower's terminate means the caller's cancel; a drain or shutdown gives the job back."""
+    is_terminated = current_request.get().cancel_reason is CancelReason.TERMINATED
+    return Stop.CANCELLED if is_terminated else None
+
+
+def _register(app: Celery, runtime: Runtime) -> None:
+    async def run(job_id: str) -> str:
+        verdict = await runtime.run(job_id)
+        if verdict is Verdict.FAILED:
+            raise JobFailedError(job_id)
+        return str(verdict)
+
+    name = broker.CHAT_TASK if isinstance(runtime, ChatRuntime) else broker.MEDIA_TASK
+    app.task(name=name, throws=(JobFailedError,))(run)
+
+
+def _serve(
+    args: argparse.Namespace, config: settings.Settings, app: Celery, runtime: Runtime
+) -> int:
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def boot(_: pool.AsyncPool) -> None:
+        loops.append(asyncio.get_running_loop())
+        try:
+            await runtime.start()
+        except JobError as error:
+            runtime.failure = error.message
+            raise
+
+    async def shutdown(_: pool.AsyncPool) -> None:
+        await runtime.close()
+
+    def say_draining(**_: Any) -> None:
+        if loops and runtime.failure is None:
+            asyncio.run_coroutine_threadsafe(runtime.say("draining"), loops[0])
+
+    pool.configure(app, pool.PoolOptions(boot=boot, shutdown=shutdown, drain_s=config.drain_s))
+    signals.worker_shutting_down.connect(say_draining, weak=False)
+    lane = Lane.MEDIA if args.role == "media" else Lane.CHAT
+    worker = app.Worker(
+        hostname=f"{args.role}-{_place()}-{args.owner[:6]}@{platform.node()}",
+        pool_cls=pool.AsyncPool,
+        concurrency=_in_flight(args.slots) if lane is Lane.CHAT else args.slots,
+        queues=broker.queues_of(lane, _served_name(args)),
+        task_events=True,
+        without_mingle=True,
+        without_gossip=True,
+        loglevel=config.log_level,
+        redirect_stdouts=False,
+        quiet=True,  # no banner
+    )
+    try:
+        worker.start()
+    except SystemExit as ended:
+        worker.exitcode = ended.code
+    if runtime.failure is not None:
+        sys.stderr.write(f"{runtime.failure}\n")
+        return MISCONFIGURED
+    return OK if not worker.exitcode else TRY_AGAIN
+
+
+def _in_flight(slots: int) -> int:
+    """Hold a tenth more jobs than the engine takes: the next is ready when one ends."""
+    return slots + max(1, slots // 10)
+
+
+def _place() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(",", "_") or "cpu"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
