@@ -17,6 +17,7 @@ from worker.contract.errors import InvalidRequest, OptionUnsupported, UploadNotF
 from worker.contract.events import STATUS
 from worker.contract.job import JobStatus, MediaRef
 from worker.contract.s3 import media_key, upload_key
+from worker.contract.store import Submitted
 from worker.contract.view import links
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=ERRORS)
@@ -50,17 +51,18 @@ async def submit(
     )
     if submitted.queue is not None:
         uses.tickets.send(submitted.job_id, submitted.queue)
-    return await _answer(submitted.job_id, prefer, uses)
+    return await _answer(submitted, prefer, uses)
 
 
-async def _answer(job_id: str, prefer: str | None, uses: Contract) -> JSONResponse:
-    headers = {"Location": links(job_id)["self"]}
-    wait = _PREFER_WAIT.search(prefer or "")
+async def _answer(submitted: Submitted, prefer: str | None, uses: Contract) -> JSONResponse:
+    headers = {"Location": links(submitted.job_id)["self"]}
+    job, wait = submitted.job, _PREFER_WAIT.search(prefer or "")
     if wait is not None:
         wait_s = min(int(wait[1]), MAX_WAIT_S)
-        await _until_ended(job_id, wait_s, uses)
+        await _until_ended(submitted.job_id, wait_s, uses)
         headers["Preference-Applied"] = f"wait={wait_s}"
-    job = await uses.reader.get(job_id)
+    if wait is not None or job is None:
+        job = await uses.reader.get(submitted.job_id)
     return JSONResponse(job, 200 if JobStatus(job["status"]).is_terminal else 202, headers)
 
 

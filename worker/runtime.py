@@ -65,6 +65,7 @@ class Base:
         self._me = me
         self._state, self._reason = "loading", ""
         self._started_at = time.time()
+        self.failure: str | None = None  # why no restart can help
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _connect(self) -> None:
@@ -152,7 +153,6 @@ class ChatRuntime(Base):
         why_cancelled: WhyCancelled,
     ) -> None:
         super().__init__(settings, app, me)
-        self.failure: str | None = None
         self._served_name = served_name
         self._engine = EngineProcess(spec, log_level=settings.log_level)
         self._why_cancelled = why_cancelled
@@ -242,25 +242,17 @@ class ChatRuntime(Base):
         await super().close()
 
 
-class CpuRuntime(Base):
-    """The media stage and the sweeper, in one CPU process."""
-
-    def __init__(
-        self, settings: Settings, app: Celery, me: Identity, why_cancelled: WhyCancelled
-    ) -> None:
-        super().__init__(settings, app, me)
-        self._why_cancelled = why_cancelled
-        self._cards: dict[str, dict[str, Any]] = {}
-        self._cards_at = float("-inf")
-        self.failure: str | None = None
+class SweepRuntime(Base):
+    """The sweeper alone; no queue is listened to."""
 
     async def start(self) -> None:
         """Connect and begin to sweep."""
+        await self._open()
+        await self.say("ready")
+
+    async def _open(self) -> None:
         await self._connect()
         self._notes = Notes(self._door)
-        self._shared = Shared()
-        await self._objects.ensure_bucket()
-        self._media = self._runner(Lane.MEDIA, self._begin, self._why_cancelled)
         sweeper = Sweeper(
             self._store,
             self._notes,
@@ -270,7 +262,24 @@ class CpuRuntime(Base):
             depth=lambda queue: broker.depth(self._app, queue),
         )
         self._spawn(sweeper.run())
-        await self.say("ready")
+
+
+class CpuRuntime(SweepRuntime):
+    """The media stage and a sweeper, in one CPU process."""
+
+    def __init__(
+        self, settings: Settings, app: Celery, me: Identity, why_cancelled: WhyCancelled
+    ) -> None:
+        super().__init__(settings, app, me)
+        self._why_cancelled = why_cancelled
+        self._cards: dict[str, dict[str, Any]] = {}
+        self._cards_at = float("-inf")
+
+    async def _open(self) -> None:
+        await super()._open()
+        self._shared = Shared()
+        await self._objects.ensure_bucket()
+        self._media = self._runner(Lane.MEDIA, self._begin, self._why_cancelled)
 
     async def run(self, job_id: str) -> Verdict:
         """Do what a ticket asks for."""

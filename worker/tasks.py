@@ -1,7 +1,8 @@
 """The Celery tasks and the process around them; no logic.
 
     python -m worker.tasks chat --owner ID --model M …      one engine, its jobs
-    python -m worker.tasks media --owner ID …               the media stage and the sweeper
+    python -m worker.tasks media --owner ID …               the media stage and a sweeper
+    python -m worker.tasks sweep                            a sweeper alone
 
 Exit status: 0 after a drain, 75 when a restart is wanted, 78 for what a restart cannot mend; the
 last line on standard error then is the reason.
@@ -12,6 +13,7 @@ import asyncio
 import os
 import platform
 import secrets
+import signal
 import sys
 from typing import Any
 
@@ -27,7 +29,7 @@ from worker.holds import Stop
 from worker.media.image import decode
 from worker.pool_run import CancelReason, current_request
 from worker.runner import Verdict
-from worker.runtime import ChatRuntime, CpuRuntime, Identity
+from worker.runtime import ChatRuntime, CpuRuntime, Identity, SweepRuntime
 
 OK, TRY_AGAIN, MISCONFIGURED = 0, 75, 78
 DEFAULT_SLOTS = {"echo": 256, "transformers": 4, "lmdeploy": 256}
@@ -46,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     config = settings.load()
     set_up(config.log_level)
     app = broker.make_app(config)
+    if args.role == "sweep":
+        return asyncio.run(_sweep(SweepRuntime(config, app, Identity(args.owner, "sweep", 0))))
     runtime = _make_runtime(args, config, app)
     _register(app, runtime)
     return _serve(args, config, app, runtime)
@@ -53,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m worker.tasks")
-    parser.add_argument("role", choices=["chat", "media"])
+    parser.add_argument("role", choices=["chat", "media", "sweep"])
     parser.add_argument("--owner", default=secrets.token_hex(8))
     parser.add_argument("--model", default="demo")
     parser.add_argument("--served-name", default=None)
@@ -108,6 +112,16 @@ def _register(app: Celery, runtime: Runtime) -> None:
 
     name = broker.CHAT_TASK if isinstance(runtime, ChatRuntime) else broker.MEDIA_TASK
     app.task(name=name, throws=(JobFailedError,))(run)
+
+
+async def _sweep(runtime: SweepRuntime) -> int:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await runtime.start()
+    await stopped.wait()
+    await runtime.close()
+    return OK
 
 
 def _serve(

@@ -96,30 +96,31 @@ local function erase(id)
 end
 """
 
-# → {'ok', created_at} | {'replay', job id, body hash} | {'full', waiting jobs}
+# → {'ok' | 'later', now, jobs that wait in each counted queue…}
+#   | {'replay', job id, body hash} | {'full', jobs that wait}
 SUBMIT = """
 -- id, queue, lane, stage, idem key or '', body hash, idem_s, limit, not_before_ms,
 -- start_deadline_ms, number of queues that count, their names…, then field, value…
 local id, queue, lane, stage, idem = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local at = now()
+local at, not_before = now(), tonumber(ARGV[10])
 if idem ~= '' then
   local old = redis.call('HMGET', P..'idem:'..idem, 'id', 'hash')
   if old[1] then return {'replay', old[1], old[2]} end
 end
 local first = 13 + tonumber(ARGV[12])
-local waiting = 0
-for i = 13, first - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..ARGV[i]) end
+local out, waiting = {not_before > at and 'later' or 'ok', at}, 0
+for i = 13, first - 1 do
+  out[#out + 1] = redis.call('ZCARD', P..'queued:'..ARGV[i])
+  waiting = waiting + out[#out]
+end
 if waiting >= tonumber(ARGV[9]) then return {'full', waiting} end
 redis.call('HSET', P..'job:'..id, 'status', 'queued', 'stage', stage, 'lane', lane, 'queue', queue,
-           'created_at', at, 'seq', 1, 'base', 1, 'attempt', 0, 'fence', 0, 'crashes', 0, 'held', 0,
-           unpack(ARGV, first))
+           'created_at', at, 'queued_at', math.max(at, not_before), 'seq', 1, 'base', 1,
+           'attempt', 0, 'fence', 0, 'crashes', 0, 'held', 0, unpack(ARGV, first))
 redis.call('ZADD', P..'jobs', at, id)
-local not_before = tonumber(ARGV[10])
 if not_before > at then  -- in no queue until the sweeper finds it due
-  redis.call('HSET', P..'job:'..id, 'queued_at', not_before)
   redis.call('ZADD', P..'outbox', not_before, id)
 else
-  redis.call('HSET', P..'job:'..id, 'queued_at', at)
   enqueue(id, queue, at, at + GRACE)
 end
 if tonumber(ARGV[11]) > 0 then redis.call('ZADD', P..'start_by', at + ARGV[11], id) end
@@ -127,7 +128,7 @@ if idem ~= '' then
   redis.call('HSET', P..'idem:'..idem, 'id', id, 'hash', ARGV[7])
   redis.call('EXPIRE', P..'idem:'..idem, ARGV[8])
 end
-return {'ok', at}
+return out
 """
 
 # → nil (somebody has it, or it is over) | {fence, attempt, field values…}

@@ -4,12 +4,11 @@ Every method raises StoreUnavailable when Redis does not answer; none repeats a 
 """
 
 import json
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker.contract import keys
+from worker.contract import keys, view
 from worker.contract.door import RedisDoor, dump
 from worker.contract.errors import (
     DeadlineOver,
@@ -26,6 +25,7 @@ from worker.contract.job import (
     Lane,
     Outcome,
     PreparedMedia,
+    Priority,
     Stage,
     new_job_id,
     with_history,
@@ -38,10 +38,15 @@ _LATE = json.dumps(DeadlineOver("the job did not start before its start_deadline
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A durable job: its id, the queue its ticket goes to (None: not yet due, or it was there)."""
+    """A durable job.
+
+    `queue` is where its ticket goes, None where none is due (a delayed job, or one that was there
+    already under the same Idempotency-Key). `job` is the job object, None where it must be read.
+    """
 
     job_id: str
     queue: str | None
+    job: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +95,12 @@ class JobStore:
         `idempotency` is the caller's key with its tenant; the same key with the same `body_hash`
         returns the first job, with another one raises IdempotencyConflict. Raises QueueFull.
         """
-        job_id, lane = new_job_id(), keys.first_lane(has_media=bool(request.media))
-        own_queue = keys.chat_queue(request.model, spec.priority)
-        queue = keys.MEDIA_QUEUE if lane is Lane.MEDIA else own_queue
-        stage = Stage.WAITING_MEDIA if lane is Lane.MEDIA else Stage.WAITING_ENGINE
+        job_id, new = new_job_id(), _new_record(request, spec, self._door.settings.retention_s)
         counted = (*keys.chat_queues(request.model), keys.MEDIA_QUEUE)
         answer = await self._door.call(
             "submit",
             job_id,
-            queue,
-            lane,
-            stage,
+            *(new[name] for name in _SCRIPT_FIELDS),
             idempotency,
             body_hash,
             keys.IDEMPOTENCY_S,
@@ -109,7 +109,9 @@ class JobStore:
             int((spec.start_deadline_s or 0) * 1000),
             len(counted),
             *counted,
-            *self._new_fields(request, spec),
+            *(value for pair in new.items() if pair[0] not in _SCRIPT_FIELDS for value in pair),
+            "request",
+            dump(request.as_dict()),
         )
         match answer:
             case ["replay", old_id, old_hash]:
@@ -118,26 +120,11 @@ class JobStore:
                 return Submitted(old_id, None)
             case ["full", waiting]:
                 raise QueueFull(f"{waiting} jobs wait for this model already; try again later")
-            case _:
-                due = spec.not_before_ms <= time.time() * 1000
-                return Submitted(job_id, queue if due else None)
-
-    def _new_fields(self, request: ChatRequest, spec: JobSpec) -> list[Any]:
-        retention_s = spec.retention_s or self._door.settings.retention_s
-        return [
-            "model",
-            request.model,
-            "priority",
-            spec.priority,
-            "request",
-            dump(request.as_dict()),
-            "spec",
-            dump(spec.as_dict()),
-            "media_total",
-            len(request.media),
-            "retention_ms",
-            int(retention_s * 1000),
-        ]
+            case ["ok", at, *waiting]:
+                job = view.public(job_id, _queued(new, at), position=_ahead(new, waiting))
+                return Submitted(job_id, new["queue"], job)
+            case _:  # later
+                return Submitted(job_id, None)
 
     async def published(self, job_ids: Sequence[str]) -> None:
         """Note that the tickets of these jobs are with the broker."""
@@ -255,7 +242,7 @@ class JobStore:
         return answer
 
     async def retry(self, job_id: str) -> Submitted:
-        """Queue an ended job again under the same id. Raises JobConflict if it runs or completed."""
+        """Queue an ended job again. Raises JobConflict where it runs or completed."""
         answer = str(await self._door.call("retry", job_id))
         if answer == "missing":
             await self._door.missing(job_id)
@@ -288,7 +275,7 @@ class JobStore:
         return queues
 
     async def reissue(self, queue: str, age_s: float) -> int:
-        """Give every job that waits there for longer than `age_s` a new ticket at the next sweep."""
+        """Give jobs that wait there for longer than `age_s` a new ticket at the next sweep."""
         return int(await self._door.call("reissue", queue, int(age_s * 1000), _SWEEP_BATCH))
 
 
@@ -302,3 +289,35 @@ def _result_fields(hold: Hold, outcome: Outcome) -> list[Any]:
     if outcome.error is not None:
         fields += ["error", dump(outcome.error)]
     return fields
+
+
+_SCRIPT_FIELDS = ("queue", "lane", "stage")  # SUBMIT takes these by place and writes them itself
+
+
+def _new_record(request: ChatRequest, spec: JobSpec, retention_s: float) -> view.Record:
+    lane = keys.first_lane(has_media=bool(request.media))
+    is_media = lane is Lane.MEDIA
+    return {
+        "queue": keys.MEDIA_QUEUE if is_media else keys.chat_queue(request.model, spec.priority),
+        "lane": str(lane),
+        "stage": str(Stage.WAITING_MEDIA if is_media else Stage.WAITING_ENGINE),
+        "model": request.model,
+        "priority": str(spec.priority),
+        "spec": dump(spec.as_dict()),
+        "media_total": str(len(request.media)),
+        "retention_ms": str(int((spec.retention_s or retention_s) * 1000)),
+    }
+
+
+def _queued(new: view.Record, at: int) -> view.Record:
+    """Return a new record as Redis now has it, for the view."""
+    moment = str(at)
+    start = {"status": "queued", "attempt": "0", "created_at": moment, "queued_at": moment}
+    return new | start
+
+
+def _ahead(new: view.Record, waiting: list[int]) -> int:
+    """Return how many jobs were ahead of it: `waiting` is high, normal, low, media."""
+    if new["lane"] == Lane.MEDIA:
+        return waiting[-1]
+    return sum(waiting[: list(Priority).index(Priority(new["priority"])) + 1])

@@ -1,0 +1,131 @@
+"""Where the original bytes come from: a URL, an upload, or the originals kept by content."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker import outbound
+from worker.contract.errors import MediaExpired, MediaForbidden
+from worker.contract.job import MediaRef, MediaType
+from worker.contract.s3 import TENANT, ObjectStore, media_key
+from worker.contract.settings import Settings
+from worker.media import sniff
+from worker.media.once import Memo, Once
+from worker.outbound import FetchLimits, Guard
+
+KNOWN_S = 600  # a URL or upload is taken to be the same bytes for so long
+FAILED_S = 5  # only so that those who waited for a dead URL need not each wait again
+UPLOADS, MEDIA = f"uploads/{TENANT}/", f"media/{TENANT}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """Bytes that are in the object store under their hash (hex), and perhaps in a file here."""
+
+    sha256: str
+    path: Path | None = None
+
+
+class Sources:
+    """Finds out what a reference's bytes are and sees that the object store has them."""
+
+    def __init__(self, objects: ObjectStore, memo: Memo, once: Once, limits: Settings) -> None:
+        self._objects = objects
+        self._memo = memo
+        self._once = once
+        self._limits = limits
+        self._guard = Guard.from_entries(limits.allow_hosts)
+
+    async def obtain(self, ref: MediaRef, folder: Path) -> Original:
+        """Return the original behind a reference; `folder` takes its file where it had to be read.
+
+        Raises:
+            MediaFetchFailed, MediaForbidden, MediaTooLarge: from fetching, see `outbound.fetch`.
+            MediaExpired: the upload is no longer there.
+            MediaUnreadable, MediaUnsupported: the bytes are none of the kind that was announced.
+        """
+        if ref.url is not None:
+            name = f"url:{ref.type}:{hashlib.sha256(ref.url.encode()).hexdigest()}"
+            return await self._known(name, lambda: self._fetch(ref, folder))
+        key = ref.object_key or ""
+        if key.startswith(MEDIA):  # the key is the hash, and only we write there
+            return Original(key.rpartition("/")[2])
+        if key.startswith(UPLOADS):
+            return await self._known(f"{ref.type}:{key}", lambda: self._take_upload(ref, folder))
+        raise MediaForbidden("the reference names no upload")
+
+    async def file_of(self, original: Original, kind: MediaType, folder: Path) -> Path:
+        """Return a file with the original's bytes, read from the object store if need be."""
+        if original.path is not None:
+            return original.path
+        path = folder / "original"
+        with path.open("wb") as out:
+            await self._objects.get_to_file(
+                media_key(original.sha256), out, self.limits_of(kind).max_bytes
+            )
+        return path
+
+    def limits_of(self, kind: MediaType) -> FetchLimits:
+        """Return the bounds within which bytes of this kind are read."""
+        if kind == "image":
+            return FetchLimits(self._limits.image_max_bytes, self._limits.image_fetch_s)
+        return FetchLimits(self._limits.video_max_bytes, self._limits.video_fetch_s)
+
+    async def _known(self, name: str, read: Callable[[], Awaitable[Original]]) -> Original:
+        async def ready() -> Original | None:
+            sha256 = await self._memo.get(name)
+            if sha256 is None or not await self._objects.exists(media_key(sha256)):
+                return None
+            return Original(sha256)
+
+        async def make() -> Original:
+            original = await read()
+            await self._memo.put(name, original.sha256, KNOWN_S)
+            return original
+
+        patience_s = self.limits_of("video").total_s
+        return await self._once.run(
+            name, ready, make, patience_s=patience_s, failure_ttl_s=FAILED_S
+        )
+
+    async def _fetch(self, ref: MediaRef, folder: Path) -> Original:
+        path = folder / "fetched"
+        with path.open("wb") as out:
+            fetched = await outbound.fetch(
+                ref.url or "",
+                out,
+                self.limits_of(ref.type),
+                self._guard,
+                lambda head: sniff.require(head, ref.type),
+            )
+        return await self._keep(path, fetched.sha256, ref.type)
+
+    async def _take_upload(self, ref: MediaRef, folder: Path) -> Original:
+        """Read an upload for the first time; its type is what its bytes say, not what it claims."""
+        path = folder / "upload"
+        try:
+            with path.open("wb") as out:
+                await self._objects.get_to_file(
+                    ref.object_key or "", out, self.limits_of(ref.type).max_bytes
+                )
+        except MediaExpired as error:
+            raise MediaExpired("the upload is not there, or has expired; upload again") from error
+        return await self._keep(path, await asyncio.to_thread(_sha256, path), ref.type)
+
+    async def _keep(self, path: Path, sha256: str, kind: MediaType) -> Original:
+        found = sniff.require(read_head(path), kind)
+        await self._objects.put_file(media_key(sha256), path, found.content_type, if_absent=True)
+        return Original(sha256, path)
+
+
+def read_head(path: Path) -> bytes:
+    """Return as much of a file's beginning as the sniffer looks at."""
+    with path.open("rb") as file:
+        return file.read(sniff.HEAD_BYTES)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

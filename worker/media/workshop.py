@@ -1,0 +1,183 @@
+"""Turns an original into prepared pictures in the object store, once per profile.
+
+The frames are kept first and a manifest last: whoever finds the manifest finds all of it.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Coroutine, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from worker.contract.errors import MediaExpired
+from worker.contract.job import (
+    MediaProfile,
+    MediaType,
+    PreparedFrame,
+    PreparedMedia,
+    VideoPolicy,
+)
+from worker.contract.s3 import TENANT, ObjectStore, media_key, prepared_key
+from worker.contract.settings import MIB, Settings
+from worker.media import image, sniff, video
+from worker.media.once import Locks, Once
+from worker.media.order import Order, Sample
+from worker.media.sources import Original, Sources, read_head
+
+CODE_VERSION = 1  # part of every profile's id: raise it when the same bytes give other pictures
+FAILED_S = 60  # how long a file that cannot be prepared is not tried again
+SPARE_S = 60.0  # to read and store, on top of decoding, before who waits loses patience
+MANIFEST = "manifest.json"
+MANIFEST_BYTES = MIB
+FRAME_TYPE = "image/jpeg"
+
+T = TypeVar("T")
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+@dataclass(slots=True)
+class Shared:
+    """What all jobs of one process share. Make one per event loop.
+
+    Pictures are decoded one per core; videos, with two threads each, half as many. `locks` keeps
+    jobs of this process from polling for each other.
+    """
+
+    pictures: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_cores()))
+    videos: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(max(1, _cores() // 2))
+    )
+    locks: Locks = field(default_factory=Locks)
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Prepares originals for one model, within one job's policy."""
+
+    profile: MediaProfile
+    policy: VideoPolicy
+    objects: ObjectStore
+    sources: Sources
+    once: Once
+    shared: Shared
+    limits: Settings
+
+    async def prepared(self, original: Original, kind: MediaType, folder: Path) -> PreparedMedia:
+        """Return what was made of an original, making it in `folder` if nobody has yet.
+
+        Raises:
+            MediaError: the bytes cannot be used, or are no longer there.
+            InvalidRequest: the policy's clip is empty for this video.
+        """
+        name = profile_id(kind, self.profile, self.policy, self.limits)
+        manifest = prepared_key(name, original.sha256, MANIFEST)
+
+        async def make() -> PreparedMedia:
+            media = await self._make(original, kind, name, folder)
+            data = json.dumps(asdict(media)).encode()
+            await self.objects.put_bytes(manifest, data, "application/json")
+            return media
+
+        return await self.once.run(
+            f"prepare:{name}:{original.sha256}",
+            lambda: self._made(manifest),
+            make,
+            patience_s=self.limits.video_decode_s + SPARE_S,
+            failure_ttl_s=FAILED_S,
+        )
+
+    async def _made(self, manifest: str) -> PreparedMedia | None:
+        try:
+            data = await self.objects.get_bytes(manifest, MANIFEST_BYTES)
+        except MediaExpired:
+            return None
+        return PreparedMedia.from_dict(json.loads(data))
+
+    async def _make(
+        self, original: Original, kind: MediaType, name: str, folder: Path
+    ) -> PreparedMedia:
+        path = await self.sources.file_of(original, kind, folder)
+        form = sniff.require(read_head(path), kind)
+        if kind == "image":
+            frame = await self._picture(original.sha256, path, name)
+            return PreparedMedia(kind, original.sha256, (frame,))
+        samples = await self._sampled(path, form.demuxer, folder)
+        frames = await self._keep_frames(samples, original.sha256, name, folder)
+        return PreparedMedia(kind, original.sha256, frames, tuple(s.time_s for s in samples))
+
+    async def _picture(self, sha256: str, path: Path, name: str) -> PreparedFrame:
+        async with self.shared.pictures:
+            made = await asyncio.to_thread(_prepare_file, path, self.profile, self.limits)
+        key = media_key(sha256)
+        if not made.is_original:
+            key = prepared_key(name, sha256, frame_name(0))
+            await self.objects.put_bytes(key, made.data, made.content_type)
+        return PreparedFrame(key, made.width, made.height)
+
+    async def _sampled(self, path: Path, demuxer: str, folder: Path) -> list[Sample]:
+        order: Order = video.order_for(
+            path,
+            folder,
+            demuxer,
+            profile=self.profile,
+            policy=self.policy,
+            limits=self.limits,
+        )
+        async with self.shared.videos:
+            return await video.sample(order, self.limits.video_decode_s)
+
+    async def _keep_frames(
+        self, samples: Iterable[Sample], sha256: str, name: str, folder: Path
+    ) -> tuple[PreparedFrame, ...]:
+        async def keep(sample: Sample) -> PreparedFrame:
+            key = prepared_key(name, sha256, sample.name)
+            await self.objects.put_file(key, folder / sample.name, FRAME_TYPE)
+            return PreparedFrame(key, sample.width, sample.height)
+
+        return tuple(await together(keep(sample) for sample in samples))
+
+
+def profile_id(
+    kind: MediaType, profile: MediaProfile, policy: VideoPolicy, limits: Settings
+) -> str:
+    """Name whatever decides about the pictures: 16 hex digits, part of their keys.
+
+    A picture's name leaves out what concerns videos only, so that all jobs share it.
+    """
+    facts: list[Any] = [CODE_VERSION, TENANT, kind, profile.multiple]
+    if kind == "image":
+        facts += [profile.max_pixels]
+    else:
+        frame_max_pixels = video.frame_max_pixels(profile, policy)
+        facts += [frame_max_pixels, policy.frames, policy.fps, policy.start_s, policy.end_s]
+        facts += [limits.video_max_frames]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Do everything at the same time; the first failure ends the rest and is raised by itself.
+
+    Not a TaskGroup: before Python 3.13 that leaves the caller's task marked as being cancelled.
+    """
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def frame_name(number: int) -> str:
+    """Return what frame `number` (from 0) is called, in a folder and in a key."""
+    return f"{number:04}.jpg"
+
+
+def _prepare_file(path: Path, profile: MediaProfile, limits: Settings) -> image.Prepared:
+    return image.prepare(path.read_bytes(), profile, limits.image_max_pixels)

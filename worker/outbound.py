@@ -1,0 +1,353 @@
+"""The one guarded HTTP client: whatever leaves this system for a URL that a user wrote.
+
+The guard is asked about the very address that a socket is about to connect to, for names, literals
+and each redirect alike. A check of the name before the request would be undone by a name server
+that answers differently the second time.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Self
+from urllib.parse import urljoin
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from worker.contract.errors import MediaError, MediaFetchFailed, MediaForbidden, MediaTooLarge
+
+PUBLIC_PORTS = frozenset({80, 443})
+MAX_REDIRECTS = 3
+CONNECT_S = 5.0
+CHUNK_BYTES = 64 * 1024
+HEAD_BYTES = 512  # what a sniffer is shown
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_OK = 200
+# Global by the registry's letter, yet inside somebody's network: cloud metadata, protocol
+# assignments, and IPv6 forms that carry an IPv4 address to which a gateway would go.
+_NEVER_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",
+            "192.0.0.0/24",
+            "192.88.99.0/24",
+            "::/96",
+            "64:ff9b::/96",
+            "64:ff9b:1::/48",
+            "100::/64",
+            "2001::/32",
+            "2002::/16",
+            "3fff::/20",
+            "5f00::/16",
+            "fec0::/10",
+        ),
+    )
+)
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Where requests may go: public addresses on ports 80 and 443, and what was allowed by name.
+
+    An allowed host name may lead to any address and port, but only under that name; an allowed
+    address or network may be reached under any name and on any port.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    networks: tuple[Network, ...] = ()
+
+    @classmethod
+    def from_entries(cls, entries: Iterable[str]) -> Self:
+        """Build a guard from the entries of FOREBAY_MEDIA_ALLOW_HOSTS: names, addresses, CIDRs."""
+        hosts, networks = set(), []
+        for entry in entries:
+            try:
+                networks.append(ipaddress.ip_network(entry.strip("[]"), strict=False))
+            except ValueError:
+                hosts.add(_plain_host(entry))
+        return cls(frozenset(hosts), tuple(networks))
+
+    def refusal(self, host: str, address: str, port: int) -> str | None:
+        """Return why a connection to `address`, reached under the name `host`, must not be made."""
+        number = _plain_address(address)
+        if _plain_host(host) in self.hosts or any(number in network for network in self.networks):
+            return None
+        if not is_public(number):
+            return "its address is not public"
+        if port not in PUBLIC_PORTS:
+            return f"port {port} is not allowed"
+        return None
+
+
+def is_public(address: Address) -> bool:
+    """Return whether an address belongs to the open internet and to nobody's inside.
+
+    `ipaddress.is_global` alone lets multicast, NAT64, 6to4 and cloud metadata addresses through.
+    """
+    if not address.is_global or address.is_multicast or address.is_reserved:
+        return False
+    return not any(address in network for network in _NEVER_PUBLIC)
+
+
+def parse_url(text: str) -> URL:
+    """Read a URL that a user wrote.
+
+    Raises:
+        MediaForbidden: another scheme than http and https, user information, or characters that
+            two parsers may read differently (space, control, backslash).
+    """
+    if any(ord(char) <= ord(" ") or char in "\\\x7f" for char in text):
+        raise MediaForbidden("the URL has a space, a control character or a backslash in it")
+    try:
+        url = URL(text)
+        port = url.port
+    except ValueError as error:
+        raise MediaForbidden("the URL cannot be read") from error
+    if url.scheme not in {"http", "https"} or not url.host or not port:
+        raise MediaForbidden("the URL must begin with http:// or https:// and name a host")
+    if url.user is not None or url.password is not None:
+        raise MediaForbidden("the URL must not carry a user name or password")
+    return url.with_fragment(None)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """Bounds of one fetch, redirects included.
+
+    `total_s` for everything; `stall_s` without a byte; after `grace_s` of a body its average must
+    reach `min_bytes_per_s`, or a sender of one byte a second would hold a worker for `total_s`.
+    """
+
+    max_bytes: int
+    total_s: float
+    stall_s: float = 10.0
+    min_bytes_per_s: int = 32 * 1024
+    grace_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What arrived: size in bytes and SHA-256 (hex)."""
+
+    size: int
+    sha256: str
+
+
+Sniff = Callable[[bytes], object]
+"""Is shown the first `HEAD_BYTES` of a body (or all of it) and raises to refuse the rest."""
+
+
+async def fetch(
+    url: str, out: BinaryIO, limits: FetchLimits, guard: Guard, sniff: Sniff | None = None
+) -> Fetched:
+    """Write the body behind `url` into an open file, following at most `MAX_REDIRECTS` redirects.
+
+    Raises:
+        MediaForbidden: the URL, or one it redirects to, leads where the guard does not allow.
+        MediaTooLarge: more than `limits.max_bytes`, announced or sent.
+        MediaFetchFailed: any other status than 200, a timeout, a broken or too slow transfer, a
+            content encoding. Messages name the host and nothing else of the URL.
+        MediaError: whatever `sniff` raises.
+    """
+    target = parse_url(url)
+    try:
+        async with asyncio.timeout(limits.total_s):
+            for _ in range(MAX_REDIRECTS + 1):
+                async with _response(target, limits, guard) as response:
+                    if response.status not in _REDIRECTS:
+                        return await _receive(response, out, limits, sniff)
+                    target = _redirected(target, response)
+    except TimeoutError as error:
+        raise _failed(target, "did not answer in time") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise _untangled(target, error) from error
+    raise _failed(target, f"redirected more than {MAX_REDIRECTS} times")
+
+
+@contextlib.asynccontextmanager
+async def _response(
+    url: URL, limits: FetchLimits, guard: Guard
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send one GET and follow nothing. The connection serves this one request."""
+    async with (
+        _session(url, guard, limits.stall_s) as session,
+        session.get(url, allow_redirects=False) as response,
+    ):
+        yield response
+
+
+def _session(url: URL, guard: Guard, stall_s: float) -> aiohttp.ClientSession:
+    """Return a client that can reach `url`'s host and nothing that the guard refuses.
+
+    One per host: an allowed name allows its addresses under that name only, and `socket_factory` is
+    not told for which name it is asked.
+    """
+    host = url.host or ""
+
+    def refuse(address: str, port: int) -> None:
+        reason = guard.refusal(host, address, port)
+        if reason:
+            raise _RefusedError(reason)
+
+    connector = aiohttp.TCPConnector(
+        resolver=_AllOrNothing(refuse),
+        socket_factory=_guarded_socket(refuse),
+        use_dns_cache=False,
+        force_close=True,
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=stall_s),
+        trust_env=False,  # a proxy would connect for us, past the guard
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"Accept-Encoding": "identity", "User-Agent": "forebay"},
+    )
+
+
+Refuse = Callable[[str, int], None]
+"""Raises _RefusedError for an address and port that must not be connected to."""
+
+
+class _RefusedError(OSError):
+    """The guard said no. An OSError, because aiohttp carries those through as they are."""
+
+
+class _AllOrNothing(AbstractResolver):
+    """Resolves names; one bad address among the answers refuses the name."""
+
+    def __init__(self, refuse: Refuse) -> None:
+        self._refuse = refuse
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
+        for *_, address in found:
+            self._refuse(str(address[0]), port)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=port,
+                family=kind,
+                proto=proto,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for kind, _, proto, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Hold nothing."""
+
+
+def _guarded_socket(refuse: Refuse) -> Callable[[Any], socket.socket]:
+    def make(info: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
+        family, kind, proto, _, address = info
+        refuse(str(address[0]), int(address[1]))
+        return socket.socket(family=family, type=kind, proto=proto)
+
+    return make
+
+
+def _redirected(source: URL, response: aiohttp.ClientResponse) -> URL:
+    location = response.headers.get("Location")
+    if not location:
+        raise _failed(source, f"answered {response.status} without a Location")
+    target = parse_url(urljoin(str(source), location))
+    if source.scheme == "https" and target.scheme == "http":
+        raise MediaForbidden(f"{source.host}: redirects from https to http")
+    return target
+
+
+async def _receive(
+    response: aiohttp.ClientResponse, out: BinaryIO, limits: FetchLimits, sniff: Sniff | None
+) -> Fetched:
+    _check_headers(response, limits.max_bytes)
+    digest, size, head = hashlib.sha256(), 0, b""
+    started = time.monotonic()
+    async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+        size += len(chunk)
+        if size > limits.max_bytes:
+            raise _too_large(response.url, limits.max_bytes)
+        _check_rate(response.url, size, time.monotonic() - started, limits)
+        if len(head) < HEAD_BYTES:
+            head = _grown(head, chunk, sniff)
+        digest.update(chunk)
+        out.write(chunk)
+    if sniff and len(head) < HEAD_BYTES:
+        sniff(head)
+    return Fetched(size, digest.hexdigest())
+
+
+def _check_headers(response: aiohttp.ClientResponse, max_bytes: int) -> None:
+    if response.status != _OK:
+        raise _failed(response.url, f"answered {response.status}")
+    encoding = response.headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity":
+        # Inflating would hand the size limit to whoever packed it.
+        raise _failed(response.url, "sent a content encoding although none was accepted")
+    if (response.content_length or 0) > max_bytes:
+        raise _too_large(response.url, max_bytes)
+
+
+def _check_rate(url: URL, size: int, elapsed_s: float, limits: FetchLimits) -> None:
+    if elapsed_s > limits.grace_s and size / elapsed_s < limits.min_bytes_per_s:
+        raise _failed(url, f"sent less than {limits.min_bytes_per_s} bytes a second")
+
+
+def _grown(head: bytes, chunk: bytes, sniff: Sniff | None) -> bytes:
+    """Return the head with this chunk's share, shown to the sniffer once it is whole."""
+    head += chunk[: HEAD_BYTES - len(head)]
+    if sniff and len(head) == HEAD_BYTES:
+        sniff(head)
+    return head
+
+
+def _untangled(url: URL, error: Exception) -> MediaError:
+    """Translate what aiohttp made of a failure; it wraps the guard's refusal as well."""
+    cause = getattr(error, "os_error", error)
+    if isinstance(cause, _RefusedError):
+        return MediaForbidden(f"{url.host}: {cause}")
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return _failed(url, "cannot be found")
+        case aiohttp.ClientSSLError():
+            return _failed(url, "has no valid certificate")
+        case aiohttp.ClientConnectorError():
+            return _failed(url, "cannot be reached")
+        case aiohttp.ClientPayloadError():
+            return _failed(url, "broke off in the middle of the body")
+        case _:
+            return _failed(url, "did not answer as an HTTP server does")
+
+
+def _failed(url: URL, reason: str) -> MediaFetchFailed:
+    return MediaFetchFailed(f"{url.host}: {reason}")
+
+
+def _too_large(url: URL, max_bytes: int) -> MediaTooLarge:
+    return MediaTooLarge(f"{url.host}: more than the limit of {max_bytes} bytes")
+
+
+def _plain_host(host: str) -> str:
+    return host.rstrip(".").lower()
+
+
+def _plain_address(text: str) -> Address:
+    """Return an address without its zone, and as IPv4 where IPv6 only wraps one."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped or address
