@@ -56,13 +56,14 @@ class Contract:
         return name, cards[name]
 
 
-def contract(request: Request) -> Contract:
+# Both are `async` although they wait for nothing: FastAPI sends plain functions to a thread.
+async def contract(request: Request) -> Contract:  # noqa: RUF029
     """Return the process's stores."""
     made: Contract = request.app.state.contract
     return made
 
 
-def authorized(request: Request) -> None:
+async def authorized(request: Request) -> None:  # noqa: RUF029
     """Let a call pass if no keys are configured or its bearer key is one of them."""
     keys = request.app.state.settings.keys
     if not keys:

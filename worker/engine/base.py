@@ -51,8 +51,8 @@ class EngineOptions:
     """How to generate. None means: the model's generation_config, then the engine's default.
 
     Units and ranges: `max_tokens` ≥ 1 new tokens; `temperature` 0 (greedy) to 2; `top_p` in (0, 1];
-    `top_k` ≥ 0 (0 = off); `min_p` in [0, 1]; `repetition_penalty` > 0 (1 = off); `seed` 0 to 2^63-1;
-    `stop` up to 16 texts, never part of the answer; `extra` what only some engines take
+    `top_k` ≥ 0 (0 = off); `min_p` in [0, 1]; `repetition_penalty` > 0 (1 = off); `seed` 0 to
+    2^63-1; `stop` up to 16 texts, never part of the answer; `extra` what only some engines take
     (logprobs, response_format, tools …), by its OpenAI name.
     """
 
@@ -74,7 +74,8 @@ class Prompt:
 
     `key` is unique per attempt. `emitted_ids` and `emitted_text` are what earlier attempts have
     already streamed: the engine goes on from there and yields only what comes after, so that
-    emitted_text + all deltas is the whole answer; `options.max_tokens` counts the emitted tokens in.
+    emitted_text + all deltas is the whole answer; `options.max_tokens` counts the emitted tokens
+    in.
     """
 
     key: str
@@ -90,7 +91,8 @@ class Delta:
 
     `token_ids` are all tokens sampled since the last delta (also those whose bytes do not yet make
     a whole character: `text` may then be empty; decoding all ids so far gives all text so far plus
-    at most one incomplete character). `prompt_tokens` is the whole prompt with picture tokens, the
+    at most one incomplete character and what may become a stop text). The token that ends a text
+    is not among them. `prompt_tokens` is the whole prompt with picture tokens, the
     same in every delta. The last delta has `finish_reason`: stop or length.
     """
 
@@ -146,7 +148,8 @@ class Engine(Protocol):
 def frames_as_pictures(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     """Lay every clip out as labelled pictures, for models that take no video.
 
-    Source: the guide's prompt for InternVL2, `Frame1: <image>\\n…Frame8: <image>\\n` and then the text.
+    Source: the guide's prompt for InternVL2: `Frame1: <image>`, a newline, … `Frame8: <image>`, a
+    newline, and then the text.
     """
     return tuple(Turn(turn.role, tuple(_laid_out(turn.parts))) for turn in turns)
 

@@ -1,0 +1,51 @@
+"""Engines of every kind, started and closed around a test."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.prompts import decode
+from worker.engine import EngineSpec, load_engine
+from worker.engine.base import Engine
+from worker.engine.process import EngineProcess
+
+SLOTS = 2
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny random Qwen2-VL."""
+    pytest.importorskip("torch", reason="the extra `cpu` is not installed")
+    from tests.support.tiny_model import write_tiny_model  # noqa: PLC0415 - it loads torch
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(
+    params=[
+        "echo",
+        "echo in a process",
+        "transformers",
+        pytest.param("lmdeploy", marks=pytest.mark.gpu),
+    ]
+)
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    """Give each engine in turn, loaded, with room for SLOTS prompts."""
+    engine = _engine(request)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+def _engine(request: pytest.FixtureRequest) -> Engine:
+    match request.param:
+        case "echo":
+            return load_engine(EngineSpec("echo", "echo", slots=SLOTS))
+        case "echo in a process":
+            return EngineProcess(EngineSpec("echo", "echo", slots=SLOTS))
+        case "transformers":
+            folder = str(request.getfixturevalue("tiny_model"))
+            return load_engine(EngineSpec(folder, "transformers", slots=SLOTS, decode=decode))
+    pytest.importorskip("lmdeploy", reason="LMDeploy is not installed")
+    return load_engine(EngineSpec("demo", "lmdeploy", slots=SLOTS, decode=decode))
