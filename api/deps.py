@@ -57,13 +57,13 @@ class Contract:
 
 
 # Both are `async` although they wait for nothing: FastAPI sends plain functions to a thread.
-async def contract(request: Request) -> Contract:  # noqa: RUF029
+async def contract(request: Request) -> Contract:
     """Return the process's stores."""
     made: Contract = request.app.state.contract
     return made
 
 
-async def authorized(request: Request) -> None:  # noqa: RUF029
+async def authorized(request: Request) -> None:
     """Let a call pass if no keys are configured or its bearer key is one of them."""
     keys = request.app.state.settings.keys
     if not keys:

@@ -146,6 +146,7 @@ def _serve(
 
     pool.configure(app, pool.PoolOptions(boot=boot, shutdown=shutdown, drain_s=config.drain_s))
     signals.worker_shutting_down.connect(say_draining, weak=False)
+    app.conf.worker_consumer = "worker.pool_consumer:BatchingConsumer"
     lane = Lane.MEDIA if args.role == "media" else Lane.CHAT
     worker = app.Worker(
         hostname=f"{args.role}-{_place()}-{args.owner[:6]}@{platform.node()}",
