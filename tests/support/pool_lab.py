@@ -17,6 +17,7 @@ from celery import Celery
 from tests.support.pool_app import make_app
 
 PATIENCE_S = 20
+EXIT_S = 10
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -64,6 +65,16 @@ class Lab:
             )
         self.workers.append(worker)
         return worker
+
+    def exit_status(self, worker: "subprocess.Popen[bytes]") -> int:
+        """Wait until a worker has ended; one that has not shows what its threads are at."""
+        try:
+            return worker.wait(EXIT_S)
+        except subprocess.TimeoutExpired:
+            size = self.log.stat().st_size
+            worker.send_signal(signal.SIGUSR1)  # Celery writes all stacks into its log
+            until(lambda: self.log.stat().st_size > size, "stacks")
+            raise AssertionError(f"it does not end\n{self.log.read_text()[-8000:]}") from None
 
     @property
     def log(self) -> Path:
