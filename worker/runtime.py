@@ -116,6 +116,12 @@ class Base:
             self._me.owner, info | {"model": card["model"] if card else None}, card
         )
 
+    async def _end(self) -> None:
+        for task in self._tasks:
+            task.remove_done_callback(_end_with_it)
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def _card(self) -> dict[str, Any] | None:
         return None
 
@@ -126,11 +132,8 @@ class Base:
             await asyncio.sleep(_ANNOUNCE_S)
 
     async def close(self) -> None:
-        """Sign off and close every connection."""
-        for task in self._tasks:
-            task.remove_done_callback(_end_with_it)
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """End the background work, sign off and close every connection."""
+        await self._end()
         await self._tickets.close()
         with contextlib.suppress(StoreUnavailable):
             await self._registry.sign_off(self._me.owner)
@@ -203,8 +206,9 @@ class ChatRuntime(Base):
         while True:
             how = await self._engine.wait_dead()
             self._ready.clear()
-            event(_log, "engine.died", level=logging.ERROR, how=how, inside=len(self._batcher))
-            if self._is_too_often():
+            lost = self._engine.lost_prompts
+            event(_log, "engine.died", level=logging.ERROR, how=how, inside=lost)
+            if self._is_too_often(lost):
                 return await self._fail(f"the engine died {_MAX_DEATHS} times: {how}")
             await self.say("loading", how)
             try:
@@ -214,9 +218,9 @@ class ChatRuntime(Base):
             self._ready.set()
             await self.say("ready")
 
-    def _is_too_often(self) -> bool:
+    def _is_too_often(self, lost: int) -> bool:
         """Count a death, unless one job was alone inside: then that job is to blame."""
-        if len(self._batcher) != 1:
+        if lost != 1:
             self._deaths.append(time.monotonic())
         while self._deaths and time.monotonic() - self._deaths[0] > _DEATHS_WITHIN_S:
             self._deaths.popleft()
@@ -236,10 +240,9 @@ class ChatRuntime(Base):
                 event(_log, "engine.hung", level=logging.ERROR, silent_s=round(silent_s, 1))
                 self._engine.kill()
 
-    async def close(self) -> None:
-        """Close the engine, then the connections."""
+    async def _end(self) -> None:
+        await super()._end()  # whoever would start the engine again has ended
         await self._engine.close()
-        await super().close()
 
 
 class SweepRuntime(Base):

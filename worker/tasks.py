@@ -134,7 +134,8 @@ def _serve(
         try:
             await runtime.start()
         except JobError as error:
-            runtime.failure = error.message
+            if not error.retryable:  # a store that is away will come back
+                runtime.failure = error.message
             raise
 
     async def shutdown(_: pool.AsyncPool) -> None:

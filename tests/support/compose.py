@@ -128,12 +128,13 @@ class Stack:
     def running(self) -> Iterator["Stack"]:
         """Run Redis and the object store, then ours, until jobs are answered; then end it all."""
         with ExitStack() as stack:
+            http = stack.enter_context(httpx.Client(timeout=5))
             for server in (self._redis(), self._s3()):
                 stack.callback(start(server).stop)
             for name, service in self.ours.items():
                 self._children[name] = Child(self._command(name, service))
                 stack.callback(self._children[name].send, signal.SIGKILL)
-            until(self._is_ready, READY_S)
+            until(lambda: self._is_ready(http), READY_S)
             yield self
 
     def health(self, name: str) -> "subprocess.CompletedProcess[str]":
@@ -163,12 +164,12 @@ class Stack:
         """Return what a service wrote."""
         return (self._folder / f"{name}.log").read_text()
 
-    def _is_ready(self) -> bool:
+    def _is_ready(self, http: httpx.Client) -> bool:
         dead = {n: child.last_words() for n, child in self._children.items() if not child.is_alive}
         assert not dead, f"ended while starting: {dead}"
         try:
-            ready = httpx.get(f"{self.url(8000)}/health/ready", timeout=5)
-            flower = httpx.get(f"{self.url(5555)}/healthcheck", timeout=5)
+            ready = http.get(f"{self.url(8000)}/health/ready")
+            flower = http.get(f"{self.url(5555)}/healthcheck")
         except httpx.TransportError:
             return False
         return ready.status_code == flower.status_code == httpx.codes.OK

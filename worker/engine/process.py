@@ -109,6 +109,11 @@ class EngineProcess:
         return len(self._child.streams) if self._child is not None else 0
 
     @property
+    def lost_prompts(self) -> int:
+        """How many prompts the last death took along."""
+        return self._child.lost if self._child is not None else 0
+
+    @property
     def last_output_age_s(self) -> float:
         """Seconds since the engine last gave anything while prompts are inside, else 0."""
         return self._child.silence_s if self._child is not None and self.in_flight else 0.0
@@ -157,6 +162,7 @@ class _Child:
         self.streams: dict[int, _Stream] = {}
         self.loaded: asyncio.Future[ModelCard | JobError] = loop.create_future()
         self.gone: asyncio.Future[str] = loop.create_future()
+        self.lost = 0
         self._process = process
         self._writer = writer
         self._numbers: Iterator[int] = count(1)
@@ -249,6 +255,7 @@ class _Child:
 
     def _bury(self, how: str) -> None:
         event(log, "engine.ended", pid=self.pid, how=how, in_flight=len(self.streams))
+        self.lost = len(self.streams)
         self.gone.set_result(how)
         if not self.loaded.done():
             self.loaded.set_result(EngineFailed(f"{how} while it loaded the model"))

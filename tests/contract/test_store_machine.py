@@ -1,0 +1,185 @@
+"""Any order of transitions, by two owners, against a real Redis and a model of the rules."""
+
+import asyncio
+import secrets
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.conftest import MakeSettings
+from tests.support.factories import ended, question, said
+from worker.contract import keys
+from worker.contract.door import RedisDoor
+from worker.contract.events import joined_text
+from worker.contract.job import Hold, JobSpec, JobStatus, Lane
+from worker.contract.reader import JobReader
+from worker.contract.settings import Settings
+from worker.contract.store import JobStore
+
+OWNERS = st.sampled_from(["worker-1", "worker-2"])
+TEXTS = st.text('ab四只羊\n"\\ ', max_size=4)
+ENDS = st.sampled_from([JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED])
+
+
+@dataclass
+class Expected:
+    """What must be true of a job: its status, who may write, and all that was written."""
+
+    status: str = "queued"
+    fence: str | None = None
+    owner: str = ""
+    crashes: int = 0
+    is_cancelling: bool = False
+    pieces: int = 0
+    texts: list[str] = field(default_factory=list)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Rules act on the store and on the model; the invariant compares them."""
+
+    jobs = Bundle("jobs")
+    holds = Bundle("holds")
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__()
+        prefix = f"{config.key_prefix}{secrets.token_hex(4)}:"
+        self.runner = asyncio.Runner()
+        self.door = RedisDoor(config.model_copy(update={"key_prefix": prefix}))
+        self.store, self.reader = JobStore(self.door), JobReader(self.door)
+        self.expected: dict[str, Expected] = {}
+
+    def teardown(self) -> None:
+        self.runner.run(self.door.close())
+        self.runner.close()
+
+    @rule(target=jobs)
+    def submit(self) -> str:
+        made = self.runner.run(self.store.submit(question(), JobSpec()))
+        self.expected[made.job_id] = Expected()
+        return made.job_id
+
+    @rule(target=holds, job_id=jobs, owner=OWNERS)
+    def claim(self, job_id: str, owner: str) -> object:
+        job = self.expected[job_id]
+
+        hold = self.runner.run(self.store.claim(job_id, Lane.CHAT, owner, secrets.token_hex(4)))
+
+        assert (hold is not None) == (job.status == "queued")
+        if hold is None:
+            return multiple()
+        assert hold.emitted_text == "".join(job.texts)
+        assert hold.emitted_ids == tuple(map(ord, "".join(job.texts)))
+        assert hold.crashes == job.crashes
+        job.status, job.fence, job.owner, job.pieces = "in_progress", hold.fence, owner, 0
+        return hold
+
+    @rule(hold=holds, text=TEXTS, is_repeated=st.booleans())
+    def append(self, hold: Hold, text: str, is_repeated: bool) -> None:
+        job = self.expected[hold.job_id]
+        number = job.pieces if is_repeated and job.pieces else job.pieces + 1
+
+        refused = self.runner.run(self.store.append([said(hold, number, text)]))
+
+        assert (refused == []) == (job.fence == hold.fence)
+        if not refused and number > job.pieces:
+            job.pieces = number
+            job.texts.append(text)
+
+    @rule(hold=holds, status=ENDS, text=TEXTS)
+    def finish(self, hold: Hold, status: JobStatus, text: str) -> None:
+        job = self.expected[hold.job_id]
+        is_ours = job.fence == hold.fence
+        whole = "".join([*job.texts, text])
+
+        last = [said(hold, job.pieces + 1, text)]
+        is_done = self.runner.run(self.store.finish(hold, ended(whole, status), last))
+
+        if is_ours:
+            assert is_done
+            job.texts.append(text)
+            job.status, job.fence = str(status), None
+        elif is_done:  # said again by the one who ended it
+            assert job.status == str(status)
+
+    @rule(hold=holds, crashed=st.booleans())
+    def release(self, hold: Hold, crashed: bool) -> None:
+        is_done = self.runner.run(self.store.release(hold, crashed=crashed))
+
+        job = self.expected[hold.job_id]
+        assert is_done == (job.fence == hold.fence)
+        if is_done:
+            self._goes_back(job, crashed=crashed)
+
+    @rule(owner=OWNERS)
+    def hand_back(self, owner: str) -> None:
+        count = self.runner.run(self.store.hand_back(owner))
+
+        lost = [j for j in self.expected.values() if j.fence and j.owner == owner]
+        assert count == len(lost)
+        for job in lost:
+            self._goes_back(job, crashed=True)
+
+    @rule(job_id=jobs)
+    def cancel(self, job_id: str) -> None:
+        job = self.expected[job_id]
+
+        answer = self.runner.run(self.store.cancel(job_id))
+
+        if job.status == "queued":
+            job.status = "cancelled"
+        job.is_cancelling = job.is_cancelling or job.status == "in_progress"
+        assert answer == ("requested" if job.status == "in_progress" else job.status)
+
+    @rule(job_id=consumes(jobs))
+    def look_once_more_and_forget(self, job_id: str) -> None:
+        self._check(job_id)
+
+    @invariant()
+    def every_job_is_as_expected(self) -> None:
+        for job_id in self.expected:
+            self._check(job_id)
+
+    def _check(self, job_id: str) -> None:
+        expected = self.expected[job_id]
+        job, events = self.runner.run(self._look(job_id))
+        numbers = [event.seq for event in events]
+        ends = [event for event in events if event.is_last]
+        assert job["status"] == expected.status
+        assert numbers == list(range(2, len(events) + 2))
+        assert ends == (events[-1:] if expected.status not in {"queued", "in_progress"} else [])
+        assert joined_text(events) == "".join(expected.texts) == job["output"]["text"]
+
+    async def _look(self, job_id: str) -> tuple[dict[str, object], list[object]]:
+        return await self.reader.get(job_id), await self.door.events(job_id)
+
+    def _goes_back(self, job: Expected, *, crashed: bool) -> None:
+        job.fence, job.status = None, "queued"
+        job.crashes += crashed
+        if crashed and job.crashes >= keys.MAX_CRASHES:
+            job.status = "failed"
+        elif job.is_cancelling:
+            job.status = "cancelled"
+
+
+def test_no_order_of_transitions_breaks_the_rules(make_settings: MakeSettings):
+    run_state_machine_as_test(
+        lambda: StoreMachine(make_settings()),
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=25,
+            deadline=None,
+            derandomize=False,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,60 @@
+"""The roles that `forebay worker` runs in the foreground, each under a supervisor."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from worker import commands, gpus
+from worker.children import Command
+from worker.commands import ChatOptions
+from worker.contract.door import RedisDoor
+from worker.contract.settings import Settings
+from worker.contract.store import JobStore
+from worker.supervisor import Slot, Supervisor, run_until_signal
+
+TAKES_GPUS = {"auto", "lmdeploy"}  # engines that use a GPU without being told which
+
+
+def chat(
+    settings: Settings, environ: Mapping[str, str], options: ChatOptions, asked: Sequence[str]
+) -> None:
+    """Run one chat worker per GPU set until a signal.
+
+    Raises:
+        GpuError: a set is not there, overlaps another, or belongs to another chat worker.
+        GaveUpError: the configuration is wrong, or no worker can be kept alive.
+    """
+    there = gpus.present() if asked or options.engine in TAKES_GPUS else ()
+    if not asked:
+        there = gpus.visible(there, environ.get("CUDA_VISIBLE_DEVICES"))
+    sets = gpus.choose(asked, options.tp, there)
+    with gpus.held(sets, there):
+        slots = [Slot(_name(one), partial(commands.chat, options, one, environ)) for one in sets]
+        asyncio.run(_supervise(settings, slots))
+
+
+def media(settings: Settings, environ: Mapping[str, str], slots: int | None) -> None:
+    """Run a media worker until a signal. Raises GaveUpError if it cannot be kept alive."""
+    _run_one(settings, "media", partial(commands.media, slots, environ))
+
+
+def sweep(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Run a sweeper until a signal. Raises GaveUpError if it cannot be kept alive."""
+    _run_one(settings, "sweep", lambda _owner: commands.sweep(environ))
+
+
+def _run_one(settings: Settings, name: str, command: Callable[[str], Command]) -> None:
+    asyncio.run(_supervise(settings, [Slot(name, command)]))
+
+
+async def _supervise(settings: Settings, slots: Sequence[Slot]) -> None:
+    door = RedisDoor(settings, max_connections=2)
+    try:
+        hand_back = JobStore(door).hand_back
+        await run_until_signal(Supervisor(slots, hand_back, drain_s=settings.drain_s))
+    finally:
+        await door.close()
+
+
+def _name(gpu_set: str | None) -> str:
+    return "cpu" if gpu_set is None else f"gpu{gpu_set.replace(',', '_')}"
