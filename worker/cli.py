@@ -7,6 +7,7 @@ of ours is loaded before a child has its own CUDA_VISIBLE_DEVICES. Knows no job,
 # ruff: noqa: PLC0415 - see above
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -330,6 +331,8 @@ def api(host: str, port: int) -> None:
     settings = _settings(logs=True)
     import uvicorn
 
+    # uvicorn drains, then raises the signal once more: an asked-for end is status 0.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
         "api.app:create_app",
         factory=True,

@@ -40,6 +40,7 @@ from worker.sweeper import Sweeper
 _log = logging.getLogger(__name__)
 _ANNOUNCE_S = 4.0
 _LOOK_S = 1.0
+_CANCEL_S = 0.5
 _MAX_DEATHS, _DEATHS_WITHIN_S = 3, 600.0
 _CARD_S = 10.0  # how long a model's profile is remembered
 _FAULT_STATUS = 70  # EX_SOFTWARE: a background task of ours ended
@@ -117,10 +118,13 @@ class Base:
         )
 
     async def _end(self) -> None:
-        for task in self._tasks:
+        pending = set(self._tasks)
+        for task in pending:
             task.remove_done_callback(_end_with_it)
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while pending:  # Python 3.11's wait_for, inside redis-py, may swallow a cancel
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=_CANCEL_S)
 
     def _card(self) -> dict[str, Any] | None:
         return None
