@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 from celery import Celery, signals
+from celery.exceptions import Terminated
 
 from worker import pool
 from worker.contract import broker, settings
@@ -108,10 +109,12 @@ def _register(app: Celery, runtime: Runtime) -> None:
         verdict = await runtime.run(job_id)
         if verdict is Verdict.FAILED:
             raise JobFailedError(job_id)
+        if verdict is Verdict.CANCELLED:
+            raise Terminated(job_id)  # which Flower shows as REVOKED
         return str(verdict)
 
     name = broker.CHAT_TASK if isinstance(runtime, ChatRuntime) else broker.MEDIA_TASK
-    app.task(name=name, throws=(JobFailedError,))(run)
+    app.task(name=name, throws=(JobFailedError, Terminated))(run)
 
 
 async def _sweep(runtime: SweepRuntime) -> int:
@@ -150,7 +153,7 @@ def _serve(
     app.conf.worker_consumer = "worker.pool_consumer:BatchingConsumer"
     lane = Lane.MEDIA if args.role == "media" else Lane.CHAT
     worker = app.Worker(
-        hostname=f"{args.role}-{_place()}-{args.owner[:6]}@{platform.node()}",
+        hostname=f"{args.role}-{_place()}-{args.owner[-6:]}@{platform.node()}",
         pool_cls=pool.AsyncPool,
         concurrency=_in_flight(args.slots) if lane is Lane.CHAT else args.slots,
         queues=broker.queues_of(lane, _served_name(args)),
