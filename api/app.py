@@ -6,12 +6,13 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 
-from api import errors, health, jobs, stream, uploads
+from api import errors, health, jobs, metrics, stream, uploads
 from api.deps import Contract, authorized
 from api.limits import BodyLimit
 from worker.contract import broker, log, settings
 from worker.contract.door import RedisDoor
 from worker.contract.live import LiveEvents
+from worker.contract.metrics import read_totals
 from worker.contract.reader import JobReader
 from worker.contract.registry import Registry
 from worker.contract.s3 import ObjectStore
@@ -30,7 +31,7 @@ def create_app() -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
     errors.install(app)
     app.include_router(health.health)
-    for router in (jobs.router, stream.router, uploads.router, health.models):
+    for router in (jobs.router, stream.router, uploads.router, health.models, metrics.router):
         app.include_router(router, dependencies=[Depends(authorized)])
     return app
 
@@ -47,6 +48,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         registry=Registry(door),
         live=LiveEvents(door),
         objects=ObjectStore(config),
+        totals=lambda: read_totals(door),
         tickets=broker.Tickets(broker.make_app(config), store.published),
     )
     try:

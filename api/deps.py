@@ -2,6 +2,7 @@
 
 import hmac
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from api.errors import Unauthorized
 from worker.contract.broker import Tickets
 from worker.contract.errors import UnknownModel
 from worker.contract.live import LiveEvents
+from worker.contract.metrics import Totals
 from worker.contract.reader import JobReader
 from worker.contract.registry import Registry
 from worker.contract.s3 import ObjectStore
@@ -31,6 +33,7 @@ class Contract:
     live: LiveEvents
     objects: ObjectStore
     tickets: Tickets
+    totals: Callable[[], Awaitable[Totals]]
     _cards: dict[str, dict[str, Any]] = field(default_factory=dict)
     _cards_at: float = float("-inf")
 

@@ -1,6 +1,7 @@
 """Every error as OpenAI's envelope with its status: one table, used by every door."""
 
 import logging
+from itertools import pairwise
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -90,6 +91,8 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - installed for this class
     # Of a union's branches the one that got furthest is what the caller meant.
     first = max(error.errors(), key=lambda problem: len(problem["loc"]))
+    if first["type"] == "json_invalid":  # its location is a character's, no field's
+        return respond(InvalidRequest(f"the body is not JSON: {first['ctx']['error']}"))
     return respond(InvalidRequest(_sentence(first), param=_place(first["loc"])))
 
 
@@ -104,19 +107,27 @@ def _sentence(problem: dict[str, Any]) -> str:
 def _place(location: tuple[Any, ...]) -> str | None:
     """Return a path as callers write it: `messages[0].content`. Union branches are left out."""
     path = ""
-    for step in location[1:]:
+    for before, step in pairwise(location):
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step.isidentifier() and step not in _BRANCHES:
+        elif step.isidentifier() and step not in _BRANCHES and not _is_tag(before, step):
             path += f".{step}" if path else step
     return path or None
 
 
+def _is_tag(before: str | int, step: str) -> bool:
+    """Tell a part's type, by which its branch was chosen, from a field of the same name."""
+    return isinstance(before, int) and step in _TAGS
+
+
 _BRANCHES = frozenset({"str", "MediaLink", "constrained"})
+_TAGS = frozenset({"text", "image_url", "video_url"})
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - installed for this class
+    if isinstance(error.__cause__, JobError):  # BodyLimit's, while FastAPI read the body
+        return respond(error.__cause__)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     body = {"message": str(error.detail), "type": kind_of(code), "param": None, "code": code}
     return JSONResponse({"error": body}, error.status_code, dict(error.headers or {}))

@@ -96,15 +96,21 @@ def _check_options(options: dict[str, Any], card: dict[str, Any]) -> None:
 
 
 @router.get("", response_model=JobList)
-async def list_jobs(
+async def list_jobs(  # noqa: PLR0917 - FastAPI passes them by name
     uses: Uses,
     status: JobStatus | None = None,
     model: str | None = None,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    dead: bool = False,
 ) -> Response:
-    """List jobs, newest first. `after` is the `next` of the page before."""
-    jobs, cursor = await uses.reader.list_jobs(status=status, model=model, after=after, limit=limit)
+    """List jobs, newest first. `after` is the `next` of the page before.
+
+    `dead`: only those that took too many workers down, with their attempts; retry replays one.
+    """
+    jobs, cursor = await uses.reader.list_jobs(
+        status=status, model=model, after=after, limit=limit, dead=dead
+    )
     return JSONResponse(
         {"object": "list", "data": jobs, "has_more": cursor is not None, "next": cursor}
     )

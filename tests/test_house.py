@@ -36,6 +36,7 @@ DOORS = {
     "fastapi": {"api.*"},
     "starlette": {"api.*"},
     "uvicorn": {"worker.cli"},
+    "prometheus_client": {"api.metrics"},
     "click": {"worker.cli"},
     "rich": {"worker.client", "worker.progress"},
 }

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from api.errors import STATUS, Unauthorized
 from worker.contract import errors
@@ -20,7 +21,7 @@ CODES = {
 
 
 @pytest.mark.parametrize("heading", ["Run it", "Test it"])
-def test_a_heading_has_exactly_one_command(heading):
+def test_a_heading_has_exactly_one_command(heading: str):
     section = re.search(rf"^## {heading}$(.*?)^## ", README, re.MULTILINE | re.DOTALL)
 
     assert section is not None
@@ -29,12 +30,12 @@ def test_a_heading_has_exactly_one_command(heading):
 
 
 @pytest.mark.parametrize(("name", "field"), known_names().items())
-def test_the_settings_table_has_every_setting_with_its_default(name, field):
+def test_the_settings_table_has_every_setting_with_its_default(name: str, field: FieldInfo):
     default = f"`{field.default}`" if str(field.default) else ""
 
     assert f"| `{name}` | {default} | {field.description} |" in README
 
 
 @pytest.mark.parametrize(("code", "status"), CODES.items())
-def test_the_error_table_has_every_code_with_its_status(code, status):
+def test_the_error_table_has_every_code_with_its_status(code: str, status: int | None):
     assert re.search(rf"^\| `{code}` \| {status or '–'} \| \S", README, re.MULTILINE)

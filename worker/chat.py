@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 
 from worker.batcher import Batcher
-from worker.contract.errors import JobError
+from worker.contract.errors import ExecutionTimeout, JobError
 from worker.contract.job import ChatRequest, Hold, JobStatus, Outcome, PreparedMedia
 from worker.contract.s3 import ObjectStore
 from worker.contract.store import Piece
@@ -68,9 +68,21 @@ class ChatAttempt:
         async with self._batcher.room(self._cost(prompt), alone=is_suspect):
             self._stream.begin(self._hold)
             self._began_at = time.monotonic()
-            async with aclosing(self._engine.generate(prompt)) as deltas:
+            await self._generate(prompt)
+
+    async def _generate(self, prompt: Prompt) -> None:
+        timeout_s = self._hold.spec.timeout_s
+        clock = asyncio.timeout(None if timeout_s is None else timeout_s - self._hold.ran_s)
+        try:
+            async with clock, aclosing(self._engine.generate(prompt)) as deltas:
                 async for delta in deltas:
                     self._take(delta)
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise ExecutionTimeout(
+                f"the job ran longer than its timeout_s of {timeout_s:g}"
+            ) from error
 
     def _take(self, delta: Delta) -> None:
         self._texts.append(delta.text)

@@ -236,12 +236,15 @@ def jobs() -> None:
 @_url
 @click.option("--status", help="Only these, such as failed.")
 @click.option("--model", help="Only this model's.")
+@click.option("--dead", is_flag=True, help="Only those that took too many workers down.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
-def list_jobs(url: str | None, status: str | None, model: str | None, limit: int) -> int:
+def list_jobs(
+    url: str | None, status: str | None, model: str | None, dead: bool, limit: int
+) -> int:
     """List jobs, newest first."""
     from worker import client
 
-    return client.list_jobs(url, status=status, model=model, limit=limit)
+    return client.list_jobs(url, status=status, model=model, dead=dead, limit=limit)
 
 
 @jobs.command("show", epilog="Example: forebay jobs show job_01J8ZQ")
@@ -276,12 +279,15 @@ def cancel_job(url: str | None, job_id: str) -> int:
 
 @jobs.command("retry", epilog="Example: forebay jobs retry job_01J8ZQ")
 @_url
-@click.argument("job_id")
-def retry_job(url: str | None, job_id: str) -> int:
-    """Queue an ended job again under the same id."""
+@click.option("--dead", is_flag=True, help="All that took too many workers down, no JOB_ID.")
+@click.argument("job_id", required=False)
+def retry_job(url: str | None, job_id: str | None, dead: bool) -> int:
+    """Queue an ended job again under the same id, or all of the dead list."""
     from worker import client
 
-    return client.retry_job(url, job_id)
+    if dead == (job_id is not None):
+        raise click.UsageError("give a JOB_ID or --dead")
+    return client.retry_dead(url) if job_id is None else client.retry_job(url, job_id)
 
 
 @cli.group(epilog="Example: forebay worker media")

@@ -54,16 +54,19 @@ def infer(  # noqa: PLR0917 - as the command's options stand
     return 1
 
 
-def list_jobs(url: str | None, *, status: str | None, model: str | None, limit: int) -> int:
-    """Print jobs, newest first, as a table."""
+def list_jobs(
+    url: str | None, *, status: str | None, model: str | None, limit: int, dead: bool = False
+) -> int:
+    """Print jobs, newest first, as a table; `dead`: only those that took their workers down."""
+    filters = {"status": status, "model": model, "dead": "true" if dead else None}
     with _reporting(), _client(url) as client:
-        table = Table("id", "status", "stage", "model", "created", "tokens", "error")
-        for job in _pages(client, {"status": status, "model": model}, limit):
+        table = Table("id", "status", "stage", "model", "created", "attempt", "tokens", "error")
+        for job in _pages(client, filters, limit):
             created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["created_at"]))
             code = (job["error"] or {}).get("code", "")
-            tokens = str(job["progress"]["tokens"])
+            counts = str(job["attempt"]), str(job["progress"]["tokens"])
             table.add_row(
-                job["id"], job["status"], job["stage"] or "", job["model"], created, tokens, code
+                job["id"], job["status"], job["stage"] or "", job["model"], created, *counts, code
             )
         Console().print(table)
         return 0
@@ -93,6 +96,18 @@ def cancel_job(url: str | None, job_id: str) -> int:
 def retry_job(url: str | None, job_id: str) -> int:
     """Queue an ended job again and print it."""
     return _post(url, f"/v1/jobs/{job_id}/retry")
+
+
+def retry_dead(url: str | None) -> int:
+    """Queue every job again that took its workers down, and print their ids."""
+    with _reporting(), _client(url) as client:
+        # All of them first: one that dies again while this runs is not replayed twice.
+        ids = [job["id"] for job in _pages(client, {"dead": "true"}, sys.maxsize)]
+        for job_id in ids:
+            _checked(client.post(f"/v1/jobs/{job_id}/retry"))
+            print(job_id)  # noqa: T201 - what was asked for
+        return 0
+    return 1
 
 
 @dataclass(slots=True)

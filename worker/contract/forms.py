@@ -316,17 +316,21 @@ def _from_data_url(text: str, param: str, max_bytes: int) -> bytes:
 
 
 def _from_base64(text: str, param: str, max_bytes: int, complaint: str) -> bytes:
-    if len(text) * 3 // 4 > max_bytes + 2:
-        raise MediaTooLarge(
-            f"{len(text) * 3 // 4} bytes; the limit is {max_bytes}: upload it first", param=param
-        )
+    if len(text) // 4 * 3 > max_bytes + 2:  # told before decoding; padding hides up to two bytes
+        raise _too_large(len(text) // 4 * 3, max_bytes, param)
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise MediaUnreadable(complaint, param=param) from error
+    if len(data) > max_bytes:
+        raise _too_large(len(data), max_bytes, param)
     if not data:
         raise MediaUnreadable("no bytes at all", param=param)
     return data
+
+
+def _too_large(size: int, limit: int, param: str) -> MediaTooLarge:
+    return MediaTooLarge(f"{size} bytes; the limit is {limit}: upload it first", param=param)
 
 
 def _check_text(messages: tuple[Message, ...], limit: int) -> None:

@@ -197,7 +197,9 @@ class JobSpec:
     """What a caller asked for beside the question; never changes.
 
     `not_before_ms` is a moment (ms since the epoch, 0: at once); the others are seconds, None where
-    the caller did not say: no start deadline, no execution timeout.
+    the caller did not say: no start deadline, no execution timeout. `start_deadline_s` counts from
+    the submission, or `not_before_ms` where that is later; `timeout_s` from the first step in an
+    engine, over all attempts and the waits between them.
     """
 
     priority: Priority = Priority.NORMAL
@@ -222,7 +224,8 @@ class Hold:
     """The right to write to one job: what a claim handed out.
 
     `fence` goes with every write. `emitted_ids` and `emitted_text` are what earlier attempts have
-    streamed (empty on the first). `media` is what the media stage made (chat lane only).
+    streamed (empty on the first), `ran_s` the seconds since the first of them began to generate.
+    `media` is what the media stage made (chat lane only).
     """
 
     job_id: str
@@ -232,6 +235,7 @@ class Hold:
     request: ChatRequest
     spec: JobSpec
     crashes: int = 0
+    ran_s: float = 0.0
     media: tuple[PreparedMedia, ...] = ()
     emitted_ids: tuple[int, ...] = ()
     emitted_text: str = ""

@@ -13,6 +13,7 @@ one Redis (or a primary with replicas), not a cluster; kombu's Redis transport h
     leases          zset    held jobs by the end of their lease
     owned:<owner>   set     jobs that one worker process holds
     start_by        zset    jobs with a start deadline
+    run_by          zset    jobs that an engine has begun and that have an execution timeout
     retention       zset    ended jobs by the time they are erased
     jobs            zset    all jobs by created_at, for lists
     dead            zset    jobs that took their workers down, by the time they failed
@@ -21,7 +22,8 @@ one Redis (or a primary with replicas), not a cluster; kombu's Redis transport h
     models          hash    served name → card of the model (JSON)
     worker:<owner>  string  a process's heartbeat (JSON), expires by itself
     workers         zset    owners by last heartbeat
-    done:<model>:<minute>  string  completed jobs, for the ETA
+    pace:<group>    hash    starts and the ms they took, of `media` or `chat.<model>`, for the ETA
+    stats           hash    totals for the metrics: name, label and model, tabs between → count
     memo:<name>     string  short notes and named locks: the media stage's, the sweeper's
     live:<id>       channel events of a job as they are written
     ctl:<owner>     channel ids of jobs that a worker shall drop
@@ -36,6 +38,10 @@ TOMBSTONE_S = 30 * 86_400  # how long an erased job answers 410 instead of 404
 HEARTBEAT_S = 15  # a worker process silent for so long is not counted as alive
 OUTBOX_GRACE_MS = 2_000  # a publisher that has not confirmed by then is presumed dead
 RETICKET_MS = 3_000  # a job overtaken by one this much younger has lost its ticket
+BUCKETS_MS = (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)  # waits
+PACE_MS = 60_000  # how fast a measured pace is forgotten
+BACKSTOP_MS = 2_000  # a job over its timeout for so long is ended by the sweeper
+MAX_ATTEMPTS = 20  # attempts of one job that are remembered
 MAX_CRASHES = 3  # workers a job may take down before it is dead
 
 

@@ -1,10 +1,9 @@
 """Reading jobs: views for polls and lists."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from worker.contract import keys, view
+from worker.contract import view
 from worker.contract.door import RedisDoor
 from worker.contract.events import joined_text
 
@@ -29,49 +28,37 @@ class JobReader:
         return await self._public(job_id, await self.record(job_id))
 
     async def _public(self, job_id: str, record: view.Record) -> dict[str, Any]:
-        if record["status"] == "queued":
-            position, eta_s = await self._position(job_id, record)
-            return view.public(job_id, record, position=position, eta_s=eta_s)
-        if "result" in record:
-            return view.public(job_id, record)
-        text = joined_text(await self._door.events(job_id))
-        return view.public(job_id, record, partial_text=text)
+        text = await self._streamed(job_id, record)
+        if record["status"] != "queued":
+            return view.public(job_id, record, partial_text=text)
+        ahead, eta_ms = await self._door.call("outlook", job_id)
+        position = ahead if ahead >= 0 else None
+        return view.public(
+            job_id, record, partial_text=text, position=position, eta_s=view.eta_s(eta_ms)
+        )
 
-    async def _position(self, job_id: str, record: view.Record) -> tuple[int | None, float | None]:
-        """Return the jobs ahead and the seconds they will take at the last minute's pace."""
-        queue, model = record["queue"], record["model"]
-        ahead = keys.chat_queues(model)
-        ahead = ahead[: ahead.index(queue)] if queue in ahead else ()
-        minute = int(time.time() // 60)
-        async with self._door.redis.pipeline(transaction=False) as pipe:
-            pipe.zrank(self._door.key("queued", queue), job_id)
-            for other in ahead:
-                pipe.zcard(self._door.key("queued", other))
-            pipe.mget(
-                self._door.key("done", f"{model}:{minute}"),
-                self._door.key("done", f"{model}:{minute - 1}"),
-            )
-            rank, *cards, done = await self._door.guard(pipe.execute())
-        if rank is None:
-            return None, None
-        position = rank + sum(cards)
-        per_s = sum(int(n or 0) for n in done) / (60 + time.time() % 60)
-        return position, round((position + 1) / per_s, 1) if per_s else None
+    async def _streamed(self, job_id: str, record: view.Record) -> str:
+        """Return what is streamed so far, also of a job that waits to be gone on with."""
+        if "result" in record or "tokens" not in record:
+            return ""
+        return joined_text(await self._door.events(job_id))
 
     async def list_jobs(
-        self, *, status: str | None, model: str | None, after: str | None, limit: int
+        self,
+        *,
+        status: str | None,
+        model: str | None,
+        after: str | None,
+        limit: int,
+        dead: bool = False,
     ) -> tuple[list[dict[str, Any]], str | None]:
         """Return jobs, newest first, and the cursor for the next call (None: there is no more).
 
-        A filter that matches little returns a short page with a cursor: one call looks at
-        5 000 records at most.
+        `dead`: only those that took their workers down, the last to fail first. A filter that
+        matches little returns a short page with a cursor: one call looks at 5 000 records at most.
         """
-        index, start, looked_at = self._door.key("jobs"), 0, 0
-        if after is not None:
-            rank = await self._door.command("ZREVRANK", index, after)
-            if rank is None:
-                await self._door.missing(after)
-            start = int(rank) + 1
+        index, looked_at = self._door.key("dead" if dead else "jobs"), 0
+        start = await self._start(index, after, dead=dead)
         found: list[dict[str, Any]] = []
         while looked_at < _LIST_SCAN:
             page = await self._door.command("ZREVRANGE", index, start, start + limit * 2 - 1)
@@ -85,6 +72,16 @@ class JobReader:
                 return found, None
             start += len(page)
         return found, page[-1]
+
+    async def _start(self, index: str, after: str | None, *, dead: bool) -> int:
+        if after is None:
+            return 0
+        rank = await self._door.command("ZREVRANK", index, after)
+        if rank is not None:
+            return int(rank) + 1
+        if dead and await self._door.command("EXISTS", self._door.key("job", after)):
+            return 0  # replayed since, as the page before it may be: what is left is on top
+        return await self._door.missing(after)
 
     async def _records(self, job_ids: Sequence[str]) -> list[view.Record]:
         async with self._door.redis.pipeline(transaction=False) as pipe:

@@ -24,6 +24,62 @@ local function emit_status(id, status, stage, attempt, at)
   emit(id, 'status', string.format('{"status":"%s","stage":"%s","attempt":%d,"at":%d}',
                                    status, stage, attempt, at))
 end
+-- totals of all processes for the metrics: name, label and model of each, tabs between
+local function count(name, label, model, by)
+  redis.call('HINCRBY', P..'stats', name..'\t'..label..'\t'..model, by or 1)
+end
+local function observe(name, model, ms)
+  local upto = 'inf'
+  for _, bound in ipairs({BUCKETS_MS}) do
+    if ms <= bound then upto = bound break end
+  end
+  count(name, upto, model)
+  count(name, 'sum', model, math.floor(ms))
+end
+local function observe_times(job, model, at)
+  local r = redis.call('HMGET', job, 'created_at', 'started_at', 'media_at', 'media_done_at',
+                       'first_token_at', 'due_at')
+  local since = r[6] or r[1]
+  observe('total', model, at - since)
+  if r[2] then observe('queue', model, r[2] - since) end
+  if r[3] and r[4] then observe('media', model, r[4] - r[3]) end
+  if r[5] then observe('ttft', model, r[5] - since) end
+end
+-- The measured pace of a group of workers: starts and the ms they took, over about the last minute.
+-- A gap counts only where the next job was there already: an idle worker is not a slow one.
+local function keep_pace(group, queued_at, at)
+  local key = P..'pace:'..group
+  local r = redis.call('HMGET', key, 'starts', 'ms', 'last_at')
+  local starts, ms, last = tonumber(r[1] or 0), tonumber(r[2] or 0), tonumber(r[3] or 0)
+  if queued_at <= last then
+    local gap = math.min(at - last, PACE_MS)
+    local fade = math.exp(-gap / PACE_MS)
+    starts, ms = starts * fade + 1, ms * fade + gap
+  end
+  redis.call('HSET', key, 'starts', starts, 'ms', ms, 'last_at', at)
+end
+local function gap_ms(group)
+  local r = redis.call('HMGET', P..'pace:'..group, 'starts', 'ms')
+  local starts = tonumber(r[1] or 0)
+  return starts > 0 and r[2] / starts or nil
+end
+-- jobs served before a waiting one, and ms until it starts at the measured pace, -1 if unknown
+local function outlook(id)
+  local r = redis.call('HMGET', P..'job:'..id, 'queue', 'model', 'lane', 'priority')
+  local rank = redis.call('ZRANK', P..'queued:'..r[1], id)
+  if not rank then return -1, -1 end
+  local is_media, ahead = r[3] == 'media', 0
+  for _, class in ipairs({'high', 'normal', 'low'}) do
+    if class == r[4] and not is_media then break end
+    ahead = ahead + redis.call('ZCARD', P..'queued:chat.'..r[2]..'.'..class)
+    if class == r[4] then break end
+  end
+  local chat = gap_ms('chat.'..r[2])
+  if not is_media then return rank + ahead, chat and math.floor((rank + ahead + 1) * chat) or -1 end
+  -- while it waits for its media, those ahead of it at the engine go on
+  local media = gap_ms('media') or 0
+  return rank, chat and math.floor(math.max((ahead + 1) * chat, (rank + 1) * media)) or -1
+end
 local function let_go(id, owner)
   redis.call('ZREM', P..'leases', id)
   if owner then redis.call('SREM', P..'owned:'..owner, id) end
@@ -42,14 +98,18 @@ local function finish(id, status, at, fields)
   redis.call('ZREM', P..'queued:'..r[2], id)
   redis.call('ZREM', P..'outbox', id)
   redis.call('ZREM', P..'start_by', id)
+  redis.call('ZREM', P..'run_by', id)
   let_go(id, r[1])
   redis.call('ZADD', P..'retention', at + r[3], id)
-  if status == 'completed' then
-    local count = P..'done:'..r[4]..':'..math.floor(at / 60000)
-    redis.call('INCR', count)
-    redis.call('EXPIRE', count, 300)
-  end
+  count('finished', status, r[4])
+  if status == 'completed' then observe_times(job, r[4], at) end
   emit(id, status, '{}')
+end
+-- `timeout_s` runs from the first attempt's first step in the engine. The worker ends the job; the
+-- sweeper, a little later, one whose worker cannot.
+local function start_clock(id, at)
+  local timeout_ms = tonumber(redis.call('HGET', P..'job:'..id, 'timeout_ms') or 0)
+  if timeout_ms > 0 then redis.call('ZADD', P..'run_by', at + timeout_ms + BACKSTOP, id) end
 end
 -- One flush's piece of a job: a delta, or the news that generation began. Pieces are numbered per
 -- hold, so that a call repeated after a lost answer writes nothing twice.
@@ -60,7 +120,7 @@ local function write(id, at, piece, kind, data, token_ids, tokens)
   redis.call('HSET', job, 'piece', piece)
   if kind == 'generating' then
     redis.call('HSET', job, 'stage', kind)
-    redis.call('HSETNX', job, 'generating_at', at)
+    if redis.call('HSETNX', job, 'generating_at', at) == 1 then start_clock(id, at) end
     return emit_status(id, r[2], kind, tonumber(r[3]), at)
   end
   redis.call('HSET', job, 'tokens', (r[4] or 0) + tokens)
@@ -72,11 +132,26 @@ local function held(id, fence)
   local r = redis.call('HMGET', P..'job:'..id, 'held', 'fence')
   return r[1] == '1' and r[2] == fence
 end
+-- what became of an attempt: one line of JSON each, the youngest MAX_ATTEMPTS are kept
+local function log_attempt(id, status, at, error)
+  local job = P..'job:'..id
+  local r = redis.call('HMGET', job, 'attempt', 'lane', 'owner', 'claimed_at', 'attempts')
+  local all = (r[5] and r[5]..'\\n' or '')..string.format(
+    '{"attempt":%d,"status":"%s","lane":"%s","owner":%s,'..
+    '"started_at":%s,"finished_at":%s,"error":%s}',
+    r[1], status, r[2], r[3] and '"'..r[3]..'"' or 'null', r[4] and r[4] / 1000 or 'null',
+    at / 1000, error or 'null')
+  local _, breaks = all:gsub('\\n', '')
+  if breaks >= MAX_ATTEMPTS then all = all:sub(all:find('\\n', 1, true) + 1) end
+  redis.call('HSET', job, 'attempts', all)
+end
 -- back to its queue; a crash counts against the job, and the last one ends it
-local function give_back(id, crashed, max_crashes, error)
+local function give_back(id, crashed, max_crashes, error, why)
   local job, at = P..'job:'..id, now()
   local r = redis.call('HMGET', job, 'owner', 'queue', 'queued_at', 'attempt', 'lane', 'cancel')
   let_go(id, r[1])
+  if crashed then count('takeovers', r[5], '') end
+  log_attempt(id, crashed and 'lost' or 'given_back', at, crashed and why or nil)
   if crashed and redis.call('HINCRBY', job, 'crashes', 1) >= max_crashes then
     redis.call('ZADD', P..'dead', at, id)
     return finish(id, 'failed', at, {'error', error})
@@ -96,7 +171,7 @@ local function erase(id)
 end
 """
 
-# → {'ok' | 'later', now, jobs that wait in each counted queue…}
+# → {'ok', now, jobs ahead, ms until it starts or -1} | {'later'}
 #   | {'replay', job id, body hash} | {'full', jobs that wait}
 SUBMIT = """
 -- id, queue, lane, stage, idem key or '', body hash, idem_s, limit, not_before_ms,
@@ -108,11 +183,8 @@ if idem ~= '' then
   if old[1] then return {'replay', old[1], old[2]} end
 end
 local first = 13 + tonumber(ARGV[12])
-local out, waiting = {not_before > at and 'later' or 'ok', at}, 0
-for i = 13, first - 1 do
-  out[#out + 1] = redis.call('ZCARD', P..'queued:'..ARGV[i])
-  waiting = waiting + out[#out]
-end
+local waiting = 0
+for i = 13, first - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..ARGV[i]) end
 if waiting >= tonumber(ARGV[9]) then return {'full', waiting} end
 redis.call('HSET', P..'job:'..id, 'status', 'queued', 'stage', stage, 'lane', lane, 'queue', queue,
            'created_at', at, 'queued_at', math.max(at, not_before), 'seq', 1, 'base', 1,
@@ -120,30 +192,41 @@ redis.call('HSET', P..'job:'..id, 'status', 'queued', 'stage', stage, 'lane', la
 redis.call('ZADD', P..'jobs', at, id)
 if not_before > at then  -- in no queue until the sweeper finds it due
   redis.call('ZADD', P..'outbox', not_before, id)
+  redis.call('HSET', P..'job:'..id, 'due_at', not_before)
 else
   enqueue(id, queue, at, at + GRACE)
 end
-if tonumber(ARGV[11]) > 0 then redis.call('ZADD', P..'start_by', at + ARGV[11], id) end
+if tonumber(ARGV[11]) > 0 then
+  redis.call('ZADD', P..'start_by', math.max(at, not_before) + ARGV[11], id)
+end
 if idem ~= '' then
   redis.call('HSET', P..'idem:'..idem, 'id', id, 'hash', ARGV[7])
   redis.call('EXPIRE', P..'idem:'..idem, ARGV[8])
 end
-return out
+if not_before > at then return {'later'} end
+local ahead, eta_ms = outlook(id)
+if eta_ms >= 0 then redis.call('HSET', P..'job:'..id, 'eta_ms', eta_ms) end
+return {'ok', at, ahead, eta_ms}
 """
 
-# → nil (somebody has it, or it is over) | {fence, attempt, field values…}
+# → nil (somebody has it, or it is over)
+#   | {fence, attempt, ms since the first step in the engine, field values…}
 CLAIM = """
 -- id, lane, owner, nonce, lease_ms, then the fields wanted
 local id, lane, owner, nonce = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local job, at = P..'job:'..id, now()
 local r = redis.call('HMGET', job, 'status', 'lane', 'held', 'queue', 'queued_at', 'media_at',
-                     'started_at', 'nonce')
+                     'started_at', 'nonce', 'model', 'created_at', 'eta_ms')
 local function granted()
-  return redis.call('HMGET', job, 'fence', 'attempt', unpack(ARGV, 7))
+  local began = redis.call('HGET', job, 'generating_at')
+  return {redis.call('HGET', job, 'fence'), redis.call('HGET', job, 'attempt'),
+          began and at - began or 0, unpack(redis.call('HMGET', job, unpack(ARGV, 7)))}
 end
 if r[3] == '1' and r[8] == nonce then return granted() end  -- asked again after a lost answer
 if not r[1] or TERMINAL[r[1]] or r[2] ~= lane or r[3] == '1' then return nil end
 if not redis.call('ZSCORE', P..'queued:'..r[4], id) then return nil end  -- not due yet
+local start_by = lane == 'chat' and redis.call('ZSCORE', P..'start_by', id)
+if start_by and at > tonumber(start_by) then return nil end  -- too late: the sweeper ends it
 redis.call('HINCRBY', job, 'fence', 1)
 local attempt, status, stage
 if lane == 'media' then
@@ -154,16 +237,20 @@ else
   attempt = redis.call('HINCRBY', job, 'attempt', 1)
   status, stage = 'in_progress', 'waiting_engine'
   if not r[7] then redis.call('HSET', job, 'started_at', at) end
+  if attempt == 1 and r[11] then
+    observe('eta_error', r[9], math.abs(at - r[10] - r[11]))
+  end
   redis.call('ZREM', P..'start_by', id)
 end
 redis.call('HSET', job, 'held', 1, 'owner', owner, 'nonce', nonce, 'piece', 0, 'status', status,
-           'stage', stage)
+           'stage', stage, 'claimed_at', at)
 redis.call('ZREM', P..'queued:'..r[4], id)
 redis.call('ZREM', P..'outbox', id)
 redis.call('ZADD', P..'leases', at + ARGV[6], id)
 redis.call('SADD', P..'owned:'..owner, id)
 local hw = redis.call('HGET', P..'hw', r[4])
 if not hw or tonumber(hw) < tonumber(r[5]) then redis.call('HSET', P..'hw', r[4], r[5]) end
+keep_pace(lane == 'media' and lane or 'chat.'..r[9], tonumber(r[5]), at)
 emit_status(id, status, stage, attempt, at)
 return granted()
 """
@@ -241,23 +328,31 @@ return 1
 
 # → 1 | 0 refused
 RELEASE = """
--- id, fence, crashed 0|1, max crashes, error (JSON)
+-- id, fence, crashed 0|1, max crashes, error of the last crash, error of this one (JSON)
 if not held(ARGV[2], ARGV[3]) then return 0 end
-give_back(ARGV[2], ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6])
+give_back(ARGV[2], ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6], ARGV[7])
 return 1
 """
 
 # → ids given back: everything a dead process held
 HAND_BACK = """
--- owner, max crashes, error (JSON)
+-- owner, max crashes, error of the last crash, error of this one (JSON)
 local ids = redis.call('SMEMBERS', P..'owned:'..ARGV[2])
 for _, id in ipairs(ids) do
   local r = redis.call('HMGET', P..'job:'..id, 'held', 'owner')
-  if r[1] == '1' and r[2] == ARGV[2] then give_back(id, true, tonumber(ARGV[3]), ARGV[4]) end
+  if r[1] == '1' and r[2] == ARGV[2] then
+    give_back(id, true, tonumber(ARGV[3]), ARGV[4], ARGV[5])
+  end
 end
 redis.call('DEL', P..'owned:'..ARGV[2], P..'worker:'..ARGV[2])
 redis.call('ZREM', P..'workers', ARGV[2])
 return ids
+"""
+
+# → {jobs ahead, ms until it starts}, -1 where that is not known
+OUTLOOK = """
+-- id
+return {outlook(ARGV[2])}
 """
 
 # → 'missing' | the terminal status it already had | 'cancelled' | 'requested'
@@ -281,22 +376,18 @@ RETRY = """
 -- id
 local id = ARGV[2]
 local job, at = P..'job:'..id, now()
-local r = redis.call('HMGET', job, 'status', 'attempt', 'error', 'started_at', 'finished_at',
-                     'attempts', 'lane', 'queue')
+local r = redis.call('HMGET', job, 'status', 'error', 'finished_at', 'lane', 'queue')
 if not r[1] then return 'missing' end
 if not TERMINAL[r[1]] or r[1] == 'completed' then return r[1] end
-local line = string.format(
-  '{"attempt":%d,"status":"%s","started_at":%s,"finished_at":%s,"error":%s}',
-  r[2], r[1], r[4] and r[4] / 1000 or 'null', r[5] / 1000, r[3] or 'null')
-redis.call('HSET', job, 'attempts', r[6] and (r[6]..','..line) or line, 'crashes', 0,
-           'queued_at', at, 'status', 'queued', 'base', redis.call('HINCRBY', job, 'seq', 1),
-           'stage', r[7] == 'media' and 'waiting_media' or 'waiting_engine')
+if redis.call('ZREM', P..'dead', id) == 0 then log_attempt(id, r[1], r[3], r[2]) end
+redis.call('HSET', job, 'crashes', 0, 'queued_at', at, 'status', 'queued',
+           'base', redis.call('HINCRBY', job, 'seq', 1),
+           'stage', r[4] == 'media' and 'waiting_media' or 'waiting_engine')
 redis.call('HDEL', job, 'error', 'result', 'finished_at', 'expires_at', 'started_at', 'media_at',
-           'first_token_at', 'generating_at', 'tokens', 'cancel')
+           'first_token_at', 'generating_at', 'tokens', 'cancel', 'owner', 'claimed_at')
 redis.call('DEL', P..'ev:'..id)
 redis.call('ZREM', P..'retention', id)
-redis.call('ZREM', P..'dead', id)
-enqueue(id, r[8], at, at + GRACE)
+enqueue(id, r[5], at, at + GRACE)
 return 'ok'
 """
 
@@ -311,11 +402,11 @@ redis.call('SET', P..'gone:'..ARGV[2], 1, 'EX', ARGV[3])
 return 'ok'
 """
 
-# → {jobs taken back, jobs expired, jobs erased, {id, queue}…}: tickets to publish now.
+# → {jobs taken back, expired, timed out, erased, {id, queue}…}: tickets to publish now.
 # The cost grows with what is due, never with what exists.
 SWEEP = """
--- max crashes, error (JSON), deadline error (JSON), tombstone_s, limit
-local at, limit = now(), tonumber(ARGV[6])
+-- max crashes, errors (JSON): last crash, this crash, too late, too long; tombstone_s, limit
+local at, limit = now(), tonumber(ARGV[8])
 local function due(name, upto)
   return redis.call('ZRANGEBYSCORE', P..name, '-inf', upto, 'LIMIT', 0, limit)
 end
@@ -323,19 +414,27 @@ local lost = due('leases', at)
 for _, id in ipairs(lost) do
   redis.call('ZREM', P..'leases', id)
   if redis.call('HGET', P..'job:'..id, 'held') == '1' then
-    give_back(id, true, tonumber(ARGV[2]), ARGV[3])
+    give_back(id, true, tonumber(ARGV[2]), ARGV[3], ARGV[4])
   end
 end
 local late = due('start_by', at)
 for _, id in ipairs(late) do
   redis.call('ZREM', P..'start_by', id)
-  local r = redis.call('HMGET', P..'job:'..id, 'status', 'held')
-  if r[1] == 'queued' and r[2] ~= '1' then finish(id, 'expired', at, {'error', ARGV[4]}) end
+  -- One that a media worker holds has not started either; the fence stops that worker.
+  if redis.call('HGET', P..'job:'..id, 'status') == 'queued' then
+    finish(id, 'expired', at, {'error', ARGV[5]})
+  end
+end
+local long = due('run_by', at)
+for _, id in ipairs(long) do
+  redis.call('ZREM', P..'run_by', id)
+  local status = redis.call('HGET', P..'job:'..id, 'status')
+  if status and not TERMINAL[status] then finish(id, 'failed', at, {'error', ARGV[6]}) end
 end
 local old = due('retention', at)
 for _, id in ipairs(old) do
   erase(id)
-  redis.call('SET', P..'gone:'..id, 1, 'EX', ARGV[5])
+  redis.call('SET', P..'gone:'..id, 1, 'EX', ARGV[7])
 end
 for _, queue in ipairs(redis.call('SMEMBERS', P..'queues')) do
   local hw = tonumber(redis.call('HGET', P..'hw', queue) or 0) - RETICKET
@@ -343,7 +442,7 @@ for _, queue in ipairs(redis.call('SMEMBERS', P..'queues')) do
     redis.call('ZADD', P..'outbox', 'NX', at, id)
   end
 end
-local out = {#lost, #late, #old}
+local out = {#lost, #late, #long, #old}
 for _, id in ipairs(due('outbox', at)) do
   local r = redis.call('HMGET', P..'job:'..id, 'status', 'queue', 'held', 'queued_at')
   if r[1] == 'queued' and r[3] ~= '1' then
@@ -355,6 +454,11 @@ for _, id in ipairs(due('outbox', at)) do
     redis.call('ZREM', P..'outbox', id)
   end
 end
+count('sweeps', '', '')
+for i, label in ipairs({'taken_back', 'expired', 'timed_out', 'erased'}) do
+  if out[i] > 0 then count('swept', label, '', out[i]) end
+end
+if #out > 4 then count('swept', 'tickets', '', #out - 4) end
 return out
 """
 

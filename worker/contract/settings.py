@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 MIB = 1024 * 1024
 
@@ -215,7 +215,9 @@ def known_names() -> dict[str, Any]:
 
 def load() -> Settings:
     """Read the settings; raise SettingsError with one line that says which and why."""
-    unknown = sorted(n for n in os.environ if n.startswith("FOREBAY_") and n not in known_names())
+    in_file = {name.upper() for name in DotEnvSettingsSource(Settings).env_vars}
+    given = in_file.union(os.environ) - known_names().keys()
+    unknown = sorted(name for name in given if name.startswith("FOREBAY_"))
     if unknown:
         msg = f"unknown setting {unknown[0]}; the known ones are in README.md under 'Settings'"
         raise SettingsError(msg)

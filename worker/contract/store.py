@@ -12,8 +12,10 @@ from worker.contract import keys, view
 from worker.contract.door import RedisDoor, dump
 from worker.contract.errors import (
     DeadlineOver,
+    ExecutionTimeout,
     IdempotencyConflict,
     JobConflict,
+    JobError,
     QueueFull,
     WorkerLost,
 )
@@ -25,15 +27,23 @@ from worker.contract.job import (
     Lane,
     Outcome,
     PreparedMedia,
-    Priority,
     Stage,
     new_job_id,
     with_history,
 )
 
 _SWEEP_BATCH = 200
-_LOST = json.dumps(WorkerLost("the job took several workers down and is not tried again").as_dict())
-_LATE = json.dumps(DeadlineOver("the job did not start before its start_deadline_s").as_dict())
+
+
+def _told(error: JobError) -> str:
+    return dump(error.as_dict())
+
+
+_DEAD = _told(WorkerLost("the job took several workers down and is not tried again"))
+_KILLED = _told(WorkerLost("the worker's process ended"))
+_SILENT = _told(WorkerLost("the worker's lease ran out"))
+_LATE = _told(DeadlineOver("the job did not start before its start_deadline_s"))
+_LONG = _told(ExecutionTimeout("the job ran longer than its timeout_s"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,7 @@ class Swept:
 
     taken_back: int
     expired: int
+    timed_out: int
     erased: int
     tickets: tuple[tuple[str, str], ...]
 
@@ -120,8 +131,9 @@ class JobStore:
                 return Submitted(old_id, None)
             case ["full", waiting]:
                 raise QueueFull(f"{waiting} jobs wait for this model already; try again later")
-            case ["ok", at, *waiting]:
-                job = view.public(job_id, _queued(new, at), position=_ahead(new, waiting))
+            case ["ok", at, ahead, eta_ms]:
+                eta_s = view.eta_s(eta_ms)
+                job = view.public(job_id, _queued(new, at), position=ahead, eta_s=eta_s)
                 return Submitted(job_id, new["queue"], job)
             case _:  # later
                 return Submitted(job_id, None)
@@ -153,7 +165,7 @@ class JobStore:
         )
         if answer is None:
             return None
-        fence, attempt, request, spec, media, crashes, tokens = answer
+        fence, attempt, ran_ms, request, spec, media, crashes, tokens = answer
         ids, text = await self._emitted(job_id) if int(tokens or 0) else ((), "")
         return Hold(
             job_id=job_id,
@@ -163,6 +175,7 @@ class JobStore:
             request=ChatRequest.from_dict(json.loads(request)),
             spec=JobSpec.from_dict(json.loads(spec)),
             crashes=int(crashes),
+            ran_s=ran_ms / 1000,
             media=tuple(PreparedMedia.from_dict(m) for m in json.loads(media or "[]")),
             emitted_ids=ids,
             emitted_text=text,
@@ -218,17 +231,26 @@ class JobStore:
             )
         )
 
-    async def release(self, hold: Hold, *, crashed: bool) -> bool:
-        """Give a job back to its queue; `crashed` counts against it. False when refused."""
+    async def release(self, hold: Hold, *, crashed: bool, why: JobError | None = None) -> bool:
+        """Give a job back to its queue; False when refused.
+
+        `crashed` counts against the job, and `why` then stands in its `attempts`.
+        """
         return bool(
             await self._door.call(
-                "release", hold.job_id, hold.fence, int(crashed), keys.MAX_CRASHES, _LOST
+                "release",
+                hold.job_id,
+                hold.fence,
+                int(crashed),
+                keys.MAX_CRASHES,
+                _DEAD,
+                _told(why) if why else _KILLED,
             )
         )
 
     async def hand_back(self, owner: str) -> int:
         """Give back everything that a dead process held; return how many jobs that were."""
-        return len(await self._door.call("hand_back", owner, keys.MAX_CRASHES, _LOST))
+        return len(await self._door.call("hand_back", owner, keys.MAX_CRASHES, _DEAD, _KILLED))
 
     async def cancel(self, job_id: str) -> str:
         """Ask for the end of a job.
@@ -264,10 +286,17 @@ class JobStore:
 
     async def sweep(self) -> Swept:
         """Do everything that is due; the caller publishes the tickets, then calls `published`."""
-        lost, late, old, *tickets = await self._door.call(
-            "sweep", keys.MAX_CRASHES, _LOST, _LATE, keys.TOMBSTONE_S, _SWEEP_BATCH
+        lost, late, long, old, *tickets = await self._door.call(
+            "sweep",
+            keys.MAX_CRASHES,
+            _DEAD,
+            _SILENT,
+            _LATE,
+            _LONG,
+            keys.TOMBSTONE_S,
+            _SWEEP_BATCH,
         )
-        return Swept(lost, late, old, tuple((job_id, queue) for job_id, queue in tickets))
+        return Swept(lost, late, long, old, tuple((job_id, queue) for job_id, queue in tickets))
 
     async def stalled_queues(self, age_s: float) -> list[str]:
         """Return queues in which a job has waited for longer than `age_s`."""
@@ -306,6 +335,7 @@ def _new_record(request: ChatRequest, spec: JobSpec, retention_s: float) -> view
         "spec": dump(spec.as_dict()),
         "media_total": str(len(request.media)),
         "retention_ms": str(int((spec.retention_s or retention_s) * 1000)),
+        "timeout_ms": str(int((spec.timeout_s or 0) * 1000)),
     }
 
 
@@ -314,10 +344,3 @@ def _queued(new: view.Record, at: int) -> view.Record:
     moment = str(at)
     start = {"status": "queued", "attempt": "0", "created_at": moment, "queued_at": moment}
     return new | start
-
-
-def _ahead(new: view.Record, waiting: list[int]) -> int:
-    """Return how many jobs were ahead of it: `waiting` is high, normal, low, media."""
-    if new["lane"] == Lane.MEDIA:
-        return waiting[-1]
-    return sum(waiting[: list(Priority).index(Priority(new["priority"])) + 1])

@@ -70,7 +70,7 @@ def public(
         "finished_at": _seconds(record, "finished_at"),
         "expires_at": _seconds(record, "expires_at"),
         "attempt": int(record["attempt"]),
-        "attempts": json.loads(f"[{record.get('attempts', '')}]"),
+        "attempts": _attempts(record),
         "queue_position": position,
         "eta_s": eta_s,
         "cancel_requested": record.get("cancel") == "1",
@@ -85,6 +85,11 @@ def public(
         "metadata": spec["metadata"],
         "links": links(job_id),
     }
+
+
+def eta_s(eta_ms: int) -> float | None:
+    """Return the scripts' expected ms until a start as seconds; -1 there is None here."""
+    return round(eta_ms / 1000, 1) if eta_ms >= 0 else None
 
 
 def links(job_id: str) -> dict[str, str]:
@@ -132,6 +137,12 @@ def _between(record: Record, start: str, end: str) -> float | None:
     if start not in record or end not in record:
         return None
     return (int(record[end]) - int(record[start])) / 1000
+
+
+def _attempts(record: Record) -> list[dict[str, Any]]:
+    """Return what became of attempts that did not end the job; lines as `log_attempt` wrote."""
+    lines = record["attempts"].split("\n") if "attempts" in record else []
+    return [json.loads(line) for line in lines]
 
 
 def _progress(record: Record) -> dict[str, int]:

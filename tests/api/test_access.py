@@ -1,0 +1,106 @@
+"""Who may call, what the API says of itself, and what it says when Redis is away."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from tests.support.processes import Service
+from worker.server import RunningServer
+
+StartApi = Callable[..., Service]
+
+
+async def test_a_call_needs_one_of_the_keys_where_there_are_any(start_api: StartApi):
+    api = start_api(FOREBAY_API_KEYS="first,second")
+    good, bad = {"Authorization": "Bearer second"}, {"Authorization": "Bearer secon"}
+
+    async with httpx.AsyncClient(base_url=api.url) as http:
+        allowed = await http.get("/v1/jobs", headers=good)
+        refused = [
+            await http.get("/v1/jobs"),
+            await http.get("/v1/jobs", headers=bad),
+            await http.get("/v1/models", headers={"Authorization": "Basic second"}),
+            await http.post("/v1/jobs", json={"query": "q"}),
+            await http.get("/v1/jobs/job_x/events"),
+            await http.post("/v1/uploads", json={}),
+        ]
+        alive = await http.get("/health/live")
+
+    assert allowed.status_code == 200
+    assert {(r.status_code, r.json()["error"]["code"]) for r in refused} == {(401, "unauthorized")}
+    assert "Bearer" in refused[0].json()["error"]["message"]
+    assert alive.status_code == 200
+    assert "second" not in str(api.logs())
+
+
+async def test_without_redis_every_call_says_when_to_come_back(
+    start_api: StartApi, own_redis: RunningServer
+):
+    api = start_api(REDIS_URL=own_redis.url, FOREBAY_MODELS="echo")
+    own_redis.stop()
+
+    async with httpx.AsyncClient(base_url=api.url, timeout=30) as http:
+        answers = [
+            await http.post("/v1/jobs", json={"query": "q"}),
+            await http.get("/v1/jobs/job_x"),
+            await http.get("/v1/jobs/job_x/events"),
+            await http.get("/v1/jobs"),
+        ]
+        alive, ready = await http.get("/health/live"), await http.get("/health/ready")
+
+    assert {r.status_code for r in answers} == {503}
+    assert {r.json()["error"]["code"] for r in answers} == {"store_unavailable"}
+    assert all(int(r.headers["retry-after"]) >= 1 for r in answers)
+    assert own_redis.url.split("@")[0].split(":")[-1] not in answers[0].text
+    assert (alive.status_code, ready.status_code) == (200, 503)
+    assert ready.json()["status"] == "unavailable"
+
+
+async def test_without_workers_the_api_takes_jobs_and_says_what_is_missing(start_api: StartApi):
+    api = start_api(FOREBAY_MODELS="echo,other")
+
+    async with httpx.AsyncClient(base_url=api.url) as http:
+        job = await http.post("/v1/jobs", json={"query": "q", "model": "other"})
+        ready = await http.get("/health/ready")
+        models = (await http.get("/v1/models")).json()
+
+    assert (job.status_code, job.json()["queue_position"]) == (202, 0)
+    assert (ready.status_code, ready.json()["status"]) == (503, "waiting")
+    assert ready.json()["reason"] == "no chat and no media worker is ready"
+    assert ready.json()["queued"] == {"chat.other.normal": 1}
+    assert [(m["id"], m["status"]) for m in models["data"]] == [
+        ("echo", "loading"), ("other", "loading"),
+    ]  # fmt: skip
+
+
+async def test_a_running_service_is_ready(http: httpx.AsyncClient):
+    ready = (await http.get("/health/ready")).json()
+
+    assert (ready["status"], ready["reason"], ready["models"]) == ("ready", None, ["echo"])
+    assert ready["workers"] == {"chat": {"ready": 1}, "media": {"ready": 1}}
+
+
+async def test_models_are_listed_as_openai_lists_them(http: httpx.AsyncClient):
+    listed = (await http.get("/v1/models")).json()
+
+    (model,) = listed["data"]
+    assert listed["object"] == "list"
+    assert (model["id"], model["object"], model["status"]) == ("echo", "model", "ready")
+    assert (model["is_chat"], model["is_multimodal"]) == (True, True)
+
+
+async def test_the_api_documents_itself(http: httpx.AsyncClient):
+    document = (await http.get("/openapi.json")).json()
+    page = await http.get("/docs")
+
+    paths = {(m.upper(), path) for path, calls in document["paths"].items() for m in calls}
+    assert {("POST", "/v1/jobs"), ("GET", "/v1/jobs/{job_id}/events")} <= paths
+    assert "JobBody" in document["components"]["schemas"]
+    assert page.status_code == 200
+    assert "text/html" in page.headers["content-type"]
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/v1/models"])
+async def test_no_answer_names_the_server_program(http: httpx.AsyncClient, path: str):
+    assert "server" not in (await http.get(path)).headers

@@ -1,0 +1,166 @@
+"""The books: what the callers were told against what Redis holds, after everything has ended."""
+
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from tests.faults.ledger import Entry
+from worker.contract.door import RedisDoor
+from worker.contract.events import Event, joined_text
+from worker.contract.job import TERMINAL
+
+_PAGE = 200
+_FIELDS = ("status", "attempt", "crashes", "result", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One job as Redis has it after the run."""
+
+    job_id: str
+    status: str
+    attempt: int
+    text: str
+    code: str
+    events: tuple[Event, ...]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What one fault did.
+
+    `half_accepted` are jobs that exist although no caller was told 202: one whose answer was lost
+    on the way. `takeover_s` is the longest time from a strike to the next attempt at a job that it
+    interrupted, `longest_s` from a 202 to the end. `troubles` has one line per broken promise.
+    """
+
+    fault: str
+    strikes: int = 0
+    submitted: int = 0
+    accepted: int = 0
+    completed: int = 0
+    failed: int = 0
+    lost: int = 0
+    twice: int = 0
+    torn: int = 0
+    half_accepted: int = 0
+    refusals: int = 0
+    cuts: int = 0
+    more_attempts: int = 0
+    takeover_s: float = 0.0
+    longest_s: float = 0.0
+    wall_s: float = 0.0
+    codes: Counter[str] = field(default_factory=Counter)
+    troubles: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """True where nothing was lost, ended twice, or was torn, and no promise was broken."""
+        return not (self.lost or self.twice or self.torn or self.troubles)
+
+
+async def read_records(door: RedisDoor) -> dict[str, Record]:
+    """Return every job that Redis has, by id."""
+    job_ids = await door.command("ZRANGE", door.key("jobs"), 0, -1)
+    found: dict[str, Record] = {}
+    for start in range(0, len(job_ids), _PAGE):
+        for job_id in job_ids[start : start + _PAGE]:
+            fields = await door.command("HMGET", door.key("job", job_id), *_FIELDS)
+            found[job_id] = _record(job_id, fields, await door.events(job_id))
+    return found
+
+
+def _record(job_id: str, fields: Sequence[Any], events: list[Event]) -> Record:
+    status, attempt, _, result, error = fields
+    return Record(
+        job_id,
+        status or "",
+        int(attempt or 0),
+        json.loads(result)["text"] if result else "",
+        json.loads(error)["code"] if error else "",
+        tuple(events),
+    )
+
+
+def judge(
+    fault: str, entries: Iterable[Entry], records: dict[str, Record], strikes_ms: Sequence[int]
+) -> Verdict:
+    """Compare; `strikes_ms` are the moments of the strikes, ms since the epoch, ascending."""
+    verdict = Verdict(fault, strikes=len(strikes_ms))
+    entries = list(entries)
+    for entry in entries:
+        _count(verdict, entry)
+        if entry.job_id is not None:
+            _compare(verdict, entry, records.get(entry.job_id))
+    told = {entry.job_id for entry in entries}
+    verdict.half_accepted = len(records.keys() - told)
+    for record in records.values():
+        _examine(verdict, record, strikes_ms)
+    return verdict
+
+
+def _count(verdict: Verdict, entry: Entry) -> None:
+    verdict.submitted += 1
+    verdict.accepted += entry.job_id is not None
+    verdict.refusals += entry.refusals
+    verdict.cuts += entry.cuts
+    verdict.longest_s = max(verdict.longest_s, entry.took_s or 0.0)
+    for trouble in entry.troubles:
+        verdict.torn += trouble.startswith(("event", "streamed"))
+        verdict.twice += trouble.startswith(("ended twice", "two jobs"))
+        verdict.troubles.append(f"#{entry.number} {entry.job_id}: {trouble}")
+
+
+def _compare(verdict: Verdict, entry: Entry, record: Record | None) -> None:
+    """Hold what one caller saw against the record."""
+    if record is None or record.status not in TERMINAL or entry.outcome is None:
+        verdict.lost += 1
+        state = f"{record.status}, attempt {record.attempt}" if record else "not in Redis"
+        verdict.troubles.append(f"#{entry.number} {entry.job_id}: lost ({state})")
+        return
+    verdict.completed += record.status == "completed"
+    verdict.failed += record.status != "completed"
+    verdict.codes[record.code] += record.status != "completed"
+    if entry.outcome != record.status:
+        verdict.twice += 1
+        verdict.troubles.append(f"{entry.job_id}: told {entry.outcome}, is {record.status}")
+    if record.status == "completed" and record.text != entry.answer:
+        verdict.torn += 1
+        verdict.troubles.append(f"{entry.job_id}: the answer is {record.text!r:.120}")
+
+
+def _examine(verdict: Verdict, record: Record, strikes_ms: Sequence[int]) -> None:
+    """Check one stored stream by itself."""
+    ends = [event for event in record.events if event.is_last]
+    if len(ends) > 1:
+        verdict.twice += 1
+        verdict.troubles.append(f"{record.job_id}: {len(ends)} last events")
+    numbers = [event.seq for event in record.events]
+    if numbers != list(range(2, len(numbers) + 2)):
+        verdict.torn += 1
+        verdict.troubles.append(f"{record.job_id}: events are numbered {numbers}")
+    if record.status == "completed" and joined_text(list(record.events)) != record.text:
+        verdict.torn += 1
+        verdict.troubles.append(f"{record.job_id}: the stream is not the answer")
+    verdict.more_attempts += max(0, record.attempt - 1)
+    verdict.takeover_s = max(verdict.takeover_s, _takeover_s(record, strikes_ms))
+
+
+def _takeover_s(record: Record, strikes_ms: Sequence[int]) -> float:
+    """Return the longest time from a strike to the claim that went on after it."""
+    claims: dict[int, int] = {}
+    for event in record.events:
+        if event.kind == "status":
+            said = json.loads(event.data)
+            if said["status"] == "in_progress":
+                claims.setdefault(said["attempt"], said["at"])
+    longest = 0.0
+    for before, after in pairwise(sorted(claims.values())):
+        struck = bisect_right(strikes_ms, before)
+        if struck < len(strikes_ms) and strikes_ms[struck] <= after:
+            longest = max(longest, (after - strikes_ms[struck]) / 1000)
+    return longest

@@ -1,0 +1,132 @@
+"""A TCP proxy that fails on purpose: what stands between our processes and Redis or S3.
+
+It takes a chunk that a client sends as one call. That is exact for the small calls of a queue and
+near enough for the others: what is cut in the middle of a large one has failed as well.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from enum import StrEnum
+
+CHUNK_BYTES = 256 * 1024
+HOST = "127.0.0.1"
+
+
+class Fate(StrEnum):
+    """What becomes of one call."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    CUT = "cut"  # the connection ends before the call is forwarded
+    LOSE = "lose"  # it is executed, and the connection ends instead of the answer
+    REFUSE = "refuse"  # answered by the proxy itself, the server never sees it
+
+
+class Proxy:
+    """Forwards to `port`; `judge` says what becomes of each call, `refusal` are REFUSE's bytes."""
+
+    def __init__(self, port: int, judge: Callable[[], Fate], *, refusal: bytes = b"") -> None:
+        self._target = port
+        self._judge = judge
+        self._refusal = refusal
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.failed_calls = 0
+        self.is_closed = False  # True: new connections end at once
+
+    async def start(self) -> int:
+        """Listen on a free port and return it."""
+        self._server = await asyncio.start_server(self._serve, HOST, 0, limit=CHUNK_BYTES)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """End every connection and listen no more."""
+        if self._server is not None:
+            self._server.close()
+        self.cut_all()
+        await asyncio.sleep(0)  # the connections' tasks see their end
+
+    def cut_all(self) -> None:
+        """End every connection now, whatever is under way."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.is_closed:
+            writer.transport.abort()
+            return
+        try:
+            there, back = await asyncio.open_connection(HOST, self._target, limit=CHUNK_BYTES)
+        except OSError:
+            writer.transport.abort()
+            return
+        connection = _Connection(self, reader, writer, there, back)
+        self._writers |= {writer, back}
+        try:
+            await connection.run()
+        finally:
+            self._writers -= {writer, back}
+
+    def fate(self) -> Fate:
+        """Judge one call."""
+        fate = self._judge()
+        self.failed_calls += fate is not Fate.PASS
+        return fate
+
+    @property
+    def refusal(self) -> bytes:
+        """What a refused call is answered with."""
+        return self._refusal
+
+
+class _Connection:
+    """One client's connection and the one behind it."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        client: asyncio.StreamReader,
+        to_client: asyncio.StreamWriter,
+        server: asyncio.StreamReader,
+        to_server: asyncio.StreamWriter,
+    ) -> None:
+        self._proxy = proxy
+        self._client, self._to_client = client, to_client
+        self._server, self._to_server = server, to_server
+        self._loses_answer = False
+
+    async def run(self) -> None:
+        """Forward both ways until one side ends; then both end."""
+        ways = {asyncio.create_task(self._calls()), asyncio.create_task(self._answers())}
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            self._to_server.close()
+            self._to_client.close()
+
+    async def _calls(self) -> None:
+        with contextlib.suppress(OSError):
+            while call := await self._client.read(CHUNK_BYTES):
+                match self._proxy.fate():
+                    case Fate.CUT:
+                        return
+                    case Fate.REFUSE:
+                        self._to_client.write(self._proxy.refusal)
+                        await self._to_client.drain()
+                        return
+                    case Fate.LOSE:
+                        self._loses_answer = True
+                self._to_server.write(call)
+                await self._to_server.drain()
+
+    async def _answers(self) -> None:
+        with contextlib.suppress(OSError):
+            while answer := await self._server.read(CHUNK_BYTES):
+                if self._loses_answer:
+                    return
+                self._to_client.write(answer)
+                await self._to_client.drain()

@@ -1,0 +1,112 @@
+"""The report: one table for the terminal and one for the reader of the repository."""
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.faults.audit import Verdict
+from tests.faults.strikes import FAULTS
+
+COLUMNS = (
+    ("fault", "fault"),
+    ("strikes", "strikes"),
+    ("submitted", "submitted"),
+    ("answered 202", "accepted"),
+    ("completed", "completed"),
+    ("failed", "failed"),
+    ("**lost**", "lost"),
+    ("**twice**", "twice"),
+    ("**gaps or repeats**", "torn"),
+    ("no 202, ran", "half_accepted"),
+    ("refused or 503", "refusals"),
+    ("streams resumed", "cuts"),
+    ("attempts beyond 1st", "more_attempts"),
+    ("take-over max s", "takeover_s"),
+    ("202 to end max s", "longest_s"),
+)
+TROUBLES_SHOWN = 10
+
+
+def cells(verdict: Verdict) -> list[str]:
+    """Return one row of the table."""
+    values = [getattr(verdict, name) for _, name in COLUMNS]
+    return [f"{value:.1f}" if isinstance(value, float) else str(value) for value in values]
+
+
+def line(verdict: Verdict) -> str:
+    """Return a row for the terminal."""
+    named = zip((title.strip("*") for title, _ in COLUMNS), cells(verdict), strict=True)
+    return " · ".join(f"{title} {cell}" for title, cell in named)
+
+
+def markdown(verdicts: Sequence[Verdict], *, jobs: int, rate: float, seed: int) -> str:
+    """Return the whole report."""
+    rule = "|".join("---" if name == "fault" else "---:" for _, name in COLUMNS)
+    rows = [
+        "|".join(title for title, _ in COLUMNS),
+        rule,
+        *("|".join(cells(verdict)) for verdict in verdicts),
+    ]
+    table = "\n".join(f"|{row}|" for row in rows)
+    return "\n".join((_HEAD.format(
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        machine=_machine(),
+        jobs=jobs,
+        rate=rate,
+        seed=seed,
+        total=sum(verdict.accepted for verdict in verdicts),
+        result="Nothing was lost, nothing ended twice, no stream had a gap or a repeat."
+        if all(verdict.is_clean for verdict in verdicts)
+        else "NOT CLEAN: see below.",
+    ), table, _legend(verdicts), *_troubles(verdicts)))  # fmt: skip
+
+
+def write(path: Path, text: str) -> None:
+    """Write the report."""
+    path.write_text(text, encoding="utf-8")
+
+
+def _machine() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+
+
+def _legend(verdicts: Sequence[Verdict]) -> str:
+    lines = [f"- `{v.fault}`: {FAULTS[v.fault].about}{_codes(v)}" for v in verdicts]
+    return "\n".join(("", "## The faults", "", *lines, ""))
+
+
+def _codes(verdict: Verdict) -> str:
+    failed = ", ".join(f"{count} {code}" for code, count in verdict.codes.items() if count)
+    return f" (failed: {failed})" if failed else ""
+
+
+def _troubles(verdicts: Sequence[Verdict]) -> list[str]:
+    lines = []
+    for verdict in verdicts:
+        shown = verdict.troubles[:TROUBLES_SHOWN]
+        lines += [f"- `{verdict.fault}` {trouble}" for trouble in shown]
+    return ["## Broken promises", "", *lines, ""] if lines else []
+
+
+_HEAD = """\
+# What is left when things die
+
+{result} {total} jobs were accepted in all.
+
+- Measured {date} on {machine}; everything, the callers included, shares this one machine.
+- {jobs} jobs per fault, {rate:g} per second, seed {seed}; two chat workers (echo engine), one
+  media worker with the sweeper, one API, Redis with `appendfsync everysec`, one S3 server.
+- Answers of 20, 40 or 60 tokens at 40 per second; two of three jobs are streamed, the others
+  polled; every fifth has a picture of its own; every other one has an Idempotency-Key.
+- Run it: `python -m tests.faults`, or some of it: `python -m tests.faults --jobs 300 --only
+  kill-chat kill-redis`. It needs nothing but the development environment.
+
+**lost**: answered 202 and not ended, or not told. **twice**: two ends, two different ends, or two
+jobs for one Idempotency-Key. **gaps or repeats**: a stream whose numbers or text are not exactly
+the stored ones, or an answer that is not what an undisturbed run gives. **no 202, ran**: the answer
+to the POST was lost on the way; a caller with an Idempotency-Key gets it at the next try.
+**take-over**: from a strike to the next attempt at a job that it interrupted.
+"""

@@ -1,0 +1,184 @@
+"""The faults: who is struck, how, and how often. Random moments, the same for the same seed."""
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from tests.faults import family
+from tests.faults.deployment import CHAT, ENGINE, WORKER, Deployment
+from tests.faults.proxy import Fate, Proxy
+
+HOUR_S = 3600.0
+CALLS_THAT_FAIL = 0.01
+S3_CALLS_THAT_FAIL = 0.1
+_BODY = b"<Error><Code>SlowDown</Code><Message>try again later</Message></Error>"
+SLOW_DOWN = (
+    b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+)
+
+
+@dataclass(slots=True, eq=False)
+class Scene:
+    """What a strike may touch. `is_out`: the proxied server is away at the moment."""
+
+    place: Deployment
+    chance: random.Random
+    proxy: Proxy | None = None
+    lease_s: float = 6.0
+    count: int = 0
+
+
+Strike = Callable[[Scene], Awaitable[None]]
+
+
+async def nothing(scene: Scene) -> None:
+    """Strike nobody: what the load looks like by itself."""
+    scene.count -= 1
+
+
+def kill(names: tuple[str, ...], word: str, signum: signal.Signals = signal.SIGKILL) -> Strike:
+    """Send a signal to one of these parts that lives, to the processes with a word in them."""
+
+    async def strike(scene: Scene) -> None:
+        alive = [name for name in names if scene.place.parts[name].pids(word)]
+        if not alive:
+            scene.count -= 1
+            return
+        victim = scene.place.parts[scene.chance.choice(alive)]
+        family.send(victim.pids(word), signum)
+
+    return strike
+
+
+def terminate(names: tuple[str, ...]) -> Strike:
+    """Ask a part to end as an operator does: SIGTERM to its first process; it is started again."""
+
+    async def strike(scene: Scene) -> None:
+        scene.place.parts[scene.chance.choice(names)].send(signal.SIGTERM)
+
+    return strike
+
+
+def freeze(names: tuple[str, ...], word: str, leases: float) -> Strike:
+    """Stop processes for a number of leases, then let them go on as if nothing had been."""
+
+    async def strike(scene: Scene) -> None:
+        pids = scene.place.parts[scene.chance.choice(names)].pids(word)
+        family.send(pids, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(leases * scene.lease_s)
+        finally:
+            family.send(pids, signal.SIGCONT)
+
+    return strike
+
+
+async def wrong_clock(scene: Scene) -> None:
+    """Restart one part an hour ahead of the others, and the one before with the right clock."""
+    names = (*CHAT, "media", "api")
+    for name in names:
+        scene.place.set_clock(name, 0.0)
+    victim = scene.chance.choice(names)
+    scene.place.set_clock(victim, HOUR_S)
+    scene.place.parts[victim].send(signal.SIGTERM)
+
+
+def outage(seconds: float) -> Strike:
+    """Cut every connection through the proxy and let none in for a while."""
+
+    async def strike(scene: Scene) -> None:
+        assert scene.proxy is not None
+        scene.proxy.is_closed = True
+        scene.proxy.cut_all()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            scene.proxy.is_closed = False
+
+    return strike
+
+
+def bad_calls(chance: random.Random) -> Callable[[], Fate]:
+    """Judge Redis calls: one in a hundred fails, half of those after it was executed."""
+
+    def judge() -> Fate:
+        if chance.random() >= CALLS_THAT_FAIL:
+            return Fate.PASS
+        return chance.choice((Fate.CUT, Fate.LOSE))
+
+    return judge
+
+
+def busy_store(chance: random.Random) -> Callable[[], Fate]:
+    """Judge S3 calls: one in ten is answered 503, and for 3 s of every 10 all of them are."""
+
+    def judge() -> Fate:
+        is_out = time.monotonic() % 10 < 3  # noqa: PLR2004 - as the docstring says
+        return Fate.REFUSE if is_out or chance.random() < S3_CALLS_THAT_FAIL else Fate.PASS
+
+    return judge
+
+
+def _passes(_: random.Random) -> Callable[[], Fate]:
+    return lambda: Fate.PASS
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One row of the report.
+
+    `every_s` is the mean time between strikes. `proxied` are the settings whose server is reached
+    through a proxy that `judge` makes fail; `redis_away_s` how long a killed Redis stays away.
+    """
+
+    name: str
+    about: str
+    strike: Strike
+    every_s: float = 6.0
+    proxied: tuple[str, ...] = ()
+    judge: Callable[[random.Random], Callable[[], Fate]] = _passes
+    refusal: bytes = b""
+    redis_away_s: float = 2.0
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+_FAULTS = (
+    Fault("none", "nothing is struck", nothing),
+    Fault("kill-chat", "kill -9 of a chat worker, supervisor lives", kill(CHAT, WORKER)),
+    Fault("kill-host", "kill -9 of a chat worker and its supervisor", kill(CHAT, ""), every_s=9.0),
+    Fault("kill-engine", "kill -9 of an engine process", kill(CHAT, ENGINE)),
+    Fault("kill-media", "kill -9 of the media worker (and sweeper)", kill(("media",), WORKER)),
+    Fault("kill-api", "kill -9 of the API", kill(("api",), ""), every_s=5.0),
+    Fault("kill-redis", "kill -9 of Redis, back on its file after 2 s", kill(("redis",), "")),
+    Fault(
+        "redis-away", "kill -9 of Redis, back after 10 s (longer than a lease)",
+        kill(("redis",), ""), every_s=22.0, redis_away_s=10.0,
+    ),
+    Fault("freeze-redis", "SIGSTOP of Redis for 1.5 leases", freeze(("redis",), "", 1.5), 18.0),
+    Fault("term-chat", "SIGTERM of a chat worker", terminate(CHAT)),
+    Fault("term-media", "SIGTERM of the media worker", terminate(("media",))),
+    Fault("term-api", "SIGTERM of the API", terminate(("api",)), every_s=5.0),
+    Fault("term-redis", "SIGTERM of Redis, back after 2 s", terminate(("redis",))),
+    Fault(
+        "freeze-chat", "SIGSTOP of a chat worker for 1.5 leases", freeze(CHAT, WORKER, 1.5), 13.0
+    ),
+    Fault("clock", "one process an hour ahead, another one each time", wrong_clock),
+    Fault(
+        "s3-busy", "S3 answers 503: 10 % always, all of it for 3 s in 10", nothing,
+        proxied=("S3_ENDPOINT_URL",), judge=busy_store, refusal=SLOW_DOWN,
+    ),
+    Fault(
+        "redis-calls", "1 % of Redis calls fail, half of them after they were executed", nothing,
+        proxied=("REDIS_URL",), judge=bad_calls,
+    ),
+    Fault(
+        "broker-cut", "broker connections cut, none let in for 3 s", outage(3.0),
+        proxied=("CELERY_BROKER_URL",), every_s=8.0,
+    ),
+)  # fmt: skip
+
+FAULTS = {fault.name: fault for fault in _FAULTS}

@@ -1,0 +1,183 @@
+"""Deltas on their way to a real Redis: joined, in order, once, and none after the end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+
+from tests.support.factories import ended, running
+from worker.contract.door import RedisDoor
+from worker.contract.errors import StoreUnavailable
+from worker.contract.events import Event
+from worker.contract.job import Hold
+from worker.contract.store import JobStore, Piece
+from worker.engine.base import Delta
+from worker.stream import DeltaStream
+
+LIMIT_S = 5
+
+
+class FlakyStore(JobStore):
+    """The real store behind a bad line: calls can be held, or fail before or after Redis."""
+
+    def __init__(self, door: RedisDoor) -> None:
+        super().__init__(door)
+        self.calls: list[list[Piece]] = []
+        self.fail_before = 0
+        self.fail_after = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def append(self, pieces: Sequence[Piece]) -> list[str]:
+        self.calls.append(list(pieces))
+        await self.gate.wait()
+        if self.fail_before:
+            self.fail_before -= 1
+            raise StoreUnavailable("cut before")
+        refused = await super().append(pieces)
+        if self.fail_after:
+            self.fail_after -= 1
+            raise StoreUnavailable("cut after")
+        return refused
+
+
+@pytest.fixture
+def flaky(door: RedisDoor) -> FlakyStore:
+    return FlakyStore(door)
+
+
+@pytest.fixture
+def refused() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def stream(flaky: FlakyStore, refused: list[str]) -> AsyncIterator[DeltaStream]:
+    made = DeltaStream(flaky, refused.extend)
+    task = asyncio.create_task(made.run())
+    yield made
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def delta(text: str) -> Delta:
+    return Delta(text, tuple(map(ord, text)))
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not is_so():  # noqa: ASYNC110 - the stream's own task is waited for
+            await asyncio.sleep(0.002)
+
+
+async def events_of(door: RedisDoor, hold: Hold, count: int) -> list[Event]:
+    """Return the events after the claim, once there are so many."""
+    async with asyncio.timeout(LIMIT_S):
+        while len(events := await door.events(hold.job_id, after=2)) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    return events
+
+
+async def test_the_first_piece_leaves_at_once_and_later_ones_are_joined(
+    stream: DeltaStream, flaky: FlakyStore, door: RedisDoor
+):
+    hold = await running(flaky)
+    stream.begin(hold)
+    stream.add(hold, delta("四"))
+    await until(lambda: len(flaky.calls) == 1)
+    for text in "只羊在":
+        stream.add(hold, delta(text))
+
+    events = await events_of(door, hold, 3)
+
+    assert [event.text for event in events] == ["", "四", "只羊在"]
+    assert [piece.number for call in flaky.calls for piece in call] == [1, 2, 3]
+    assert len(flaky.calls) == 2
+
+
+async def test_one_flush_carries_every_jobs_text(
+    stream: DeltaStream, flaky: FlakyStore, door: RedisDoor
+):
+    holds = [await running(flaky) for _ in range(5)]
+    for n, hold in enumerate(holds):
+        stream.begin(hold)
+        stream.add(hold, delta(f"answer {n}"))
+
+    texts = [(await events_of(door, hold, 2))[-1].text for hold in holds]
+
+    assert texts == [f"answer {n}" for n in range(5)]
+    assert len(flaky.calls) == 1
+
+
+@pytest.mark.parametrize("when", ["fail_before", "fail_after"])
+async def test_a_flush_that_fails_is_repeated_exactly_and_written_once(
+    stream: DeltaStream, flaky: FlakyStore, door: RedisDoor, when: str
+):
+    hold = await running(flaky)
+    setattr(flaky, when, 2)
+    stream.begin(hold)
+    stream.add(hold, delta("a"))
+    await until(lambda: len(flaky.calls) == 1)
+    stream.add(hold, delta("b"))
+
+    await until(lambda: len(flaky.calls) == 4)
+    events = await events_of(door, hold, 3)
+
+    assert flaky.calls[0] == flaky.calls[1] == flaky.calls[2]
+    assert [event.text for event in events] == ["", "a", "b"]
+
+
+async def test_the_end_waits_for_a_flush_on_its_way_and_takes_the_rest_along(
+    stream: DeltaStream, flaky: FlakyStore, door: RedisDoor
+):
+    hold = await running(flaky)
+    flaky.gate.clear()
+    stream.begin(hold)
+    stream.add(hold, delta("a"))
+    await until(lambda: len(flaky.calls) == 1)
+    stream.add(hold, delta("b"))
+
+    ending = asyncio.create_task(stream.end(hold))
+    await asyncio.wait({ending}, timeout=0.05)
+    is_waiting = not ending.done()
+    flaky.gate.set()
+    rest = await ending
+    await flaky.finish(hold, ended("ab"), rest)
+
+    assert is_waiting
+    assert [(piece.number, piece.text) for piece in rest] == [(3, "b")]
+    events = await door.events(hold.job_id, after=2)
+    assert [event.text for event in events] == ["", "a", "b", ""]
+    assert events[-1].kind == "completed"
+
+
+async def test_nothing_arrives_after_the_end(
+    stream: DeltaStream, flaky: FlakyStore, door: RedisDoor
+):
+    hold, other = await running(flaky), await running(flaky)
+    stream.begin(hold)
+    stream.add(hold, delta("a"))
+    rest = await stream.end(hold)
+    await flaky.finish(hold, ended("a"), rest)
+    stream.begin(other)
+    stream.add(other, delta("x"))
+    await events_of(door, other, 2)
+
+    assert (await door.events(hold.job_id))[-1].kind == "completed"
+    assert all(piece.job_id == other.job_id for call in flaky.calls for piece in call)
+    assert await stream.end(hold) == []
+
+
+async def test_lost_jobs_are_told(
+    stream: DeltaStream, flaky: FlakyStore, refused: list[str], door: RedisDoor
+):
+    lost, kept = await running(flaky), await running(flaky)
+    await flaky.release(lost, crashed=False)
+    for hold in (lost, kept):
+        stream.begin(hold)
+        stream.add(hold, delta("x"))
+
+    await events_of(door, kept, 2)
+    await until(lambda: bool(refused))
+
+    assert set(refused) == {lost.job_id}
