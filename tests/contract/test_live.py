@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.conftest import MakeSettings
-from tests.support.factories import claim, completed, ended, running, said
+from tests.support.factories import claim, completed, ended, running, said, submit
 from worker.contract.door import RedisDoor
 from worker.contract.errors import StoreUnavailable
 from worker.contract.events import Event
@@ -269,3 +269,34 @@ async def test_a_follower_sees_all_attempts_as_one_sequence(
     events = await follower.all()
     assert events == await door.events(first.job_id)
     assert "".join(event.text for event in events) == "1 1 "
+
+
+class RacingDoor(RedisDoor):
+    """A door behind whose first look at a stream the whole job happens."""
+
+    meanwhile: JobStore | None = None
+
+    async def events(self, job_id: str, after: int = 0) -> list[Event]:
+        found = await super().events(job_id, after)
+        if self.meanwhile is not None:
+            store, self.meanwhile = self.meanwhile, None
+            hold = await claim(store, job_id)
+            await write(store, hold, 1, 2)
+            await store.finish(hold, ended("1 2 "))
+        return found
+
+
+async def test_a_job_that_runs_and_ends_while_a_follower_attaches_is_told_whole(
+    store: JobStore, make_settings: MakeSettings
+):
+    door = RacingDoor(make_settings())
+    live = LiveEvents(door)
+    job_id = await submit(store)
+    door.meanwhile = store
+
+    events = await Follower(live, job_id, after=1).all()
+
+    assert [event.text for event in events if event.kind == "delta"] == ["1 ", "2 "]
+    assert events[-1].is_last
+    await live.close()
+    await door.close()
