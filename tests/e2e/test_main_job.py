@@ -176,7 +176,7 @@ def test_flower_shows_a_job_under_its_id_without_its_question(server: Up) -> Non
 
 def test_jobs_outlive_a_restart_and_wait_for_a_worker(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    with up(data, "--engine", "echo", "--served-name", "demo") as first:
+    with up(data, "--engine", "echo", "--served-name", "demo", FOREBAY_DRAIN_S="1") as first:
         done = first.api.post("/v1/jobs", json={"query": "before"}, headers=WAIT).json()
         waiting = first.api.post("/v1/jobs", json={"query": "[[hang]]"}).json()
 
