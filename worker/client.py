@@ -25,6 +25,7 @@ _PROBE_S = 1.0
 _TIMEOUT = httpx.Timeout(30.0, read=30.0)  # a stream says something every 10 s
 _RESUME_S = 30.0  # how long a broken stream is taken up again
 _PROMPT = ">>> "
+_ID_WIDTH = 36
 _TERMINAL = ("completed", "failed", "cancelled", "expired")
 
 
@@ -60,17 +61,22 @@ def list_jobs(
     """Print jobs, newest first, as a table; `dead`: only those that took their workers down."""
     filters = {"status": status, "model": model, "dead": "true" if dead else None}
     with _reporting(), _client(url) as client:
-        table = Table("id", "status", "stage", "model", "created", "attempt", "tokens", "error")
+        table = Table(box=None, pad_edge=False)
+        table.add_column("id", min_width=_ID_WIDTH)  # ids are to be copied: never cut
+        for name in ("status", "error", "tokens", "created", "model"):
+            table.add_column(name, no_wrap=True)
         for job in _pages(client, filters, limit):
-            created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job["created_at"]))
-            code = (job["error"] or {}).get("code", "")
-            counts = str(job["attempt"]), str(job["progress"]["tokens"])
-            table.add_row(
-                job["id"], job["status"], job["stage"] or "", job["model"], created, *counts, code
-            )
-        Console().print(table)
+            table.add_row(*_row(job))
+        console = Console()
+        console.print(table, soft_wrap=not console.is_terminal)
         return 0
     return 1
+
+
+def _row(job: dict[str, Any]) -> tuple[str, ...]:
+    created = time.strftime("%m-%d %H:%M", time.localtime(job["created_at"]))
+    code, tokens = (job["error"] or {}).get("code", ""), str(job["progress"]["tokens"])
+    return job["id"], job["stage"] or job["status"], code, tokens, created, job["model"]
 
 
 def show_job(url: str | None, job_id: str) -> int:
