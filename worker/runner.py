@@ -132,7 +132,7 @@ class Runner:
             held.task.uncancel()
             return _after_cancel(held.stop or self._why_cancelled(), attempt)
         except EngineDied as error:
-            return _GoesBack(error)
+            return _GoesBack(error if error.was_inside else None)
         except StoreUnavailable:
             await asyncio.sleep(_BACK_OFF_S)
             return _GoesBack()

@@ -1,4 +1,4 @@
-"""Jobs that took their workers down: listed with their attempts, replayed, over HTTP and by hand."""
+"""Jobs that took their workers down: listed with their attempts, and replayed."""
 
 import os
 import subprocess

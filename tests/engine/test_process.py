@@ -42,8 +42,10 @@ async def test_death_ends_every_open_iterator_at_once_and_start_brings_a_fresh_o
     assert [type(end) for end in ends] == [EngineDied] * 5
     assert await engine.wait_dead() == "the engine process ended with status 86"
     assert (engine.is_alive, engine.pid, engine.in_flight) == (False, None, 0)
-    with pytest.raises(EngineDied):
+    assert [end.was_inside for end in ends if isinstance(end, EngineDied)] == [True] * 5
+    with pytest.raises(EngineDied) as late:
         await answer_of(engine, ask("too late"))
+    assert not late.value.was_inside
     await engine.start()
     assert (await answer_of(engine, ask("back again"))).text == "back again"
 

@@ -1,15 +1,18 @@
 """The fault-injection suite.
 
-    python -m tests.faults [--jobs N] [--rate R] [--only NAME …] [--report FILE]
+    python -m tests.faults [--jobs N] [--rate R] [--only NAME …] [--report FILE] [--results FILE]
 
 Real processes, each struck at random moments while callers hand jobs in; exit status 1 where
-anything was lost, ended twice, or came to a reader with a gap or a repeat.
+anything was lost, ended twice, or came to a reader with a gap or a repeat. Results are kept after
+each fault, so that the suite may be run in pieces.
 """
 
 import argparse
 import asyncio
+import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.faults import report
@@ -23,25 +26,41 @@ REPORT = Path(__file__).with_name("REPORT.md")
 def main() -> int:
     """Run the faults that are asked for; print a line each and write the report."""
     args = _parse()
-    verdicts: list[Verdict] = []
+    verdicts = _kept(args.results)
     for name in args.only or FAULTS:
-        verdicts.append(_run(name, args))
-        print(report.line(verdicts[-1]), f"({verdicts[-1].wall_s:.0f} s)", flush=True)
-        for trouble in verdicts[-1].troubles[: report.TROUBLES_SHOWN]:
+        verdict = verdicts[name] = _run(name, args)
+        print(report.line(verdict), f"({verdict.wall_s:.0f} s)", flush=True)
+        for trouble in verdict.troubles[: report.TROUBLES_SHOWN]:
             print("   ", trouble, flush=True)
-        if args.report:
-            text = report.markdown(verdicts, jobs=args.jobs, rate=args.rate, seed=args.seed)
-            report.write(args.report, text)
-    return 0 if all(verdict.is_clean for verdict in verdicts) else 1
+        _keep(args, verdicts)
+    return 0 if all(verdict.is_clean for verdict in verdicts.values()) else 1
+
+
+def _kept(path: Path | None) -> dict[str, Verdict]:
+    """Return the verdicts of earlier runs by fault."""
+    if path is None or not path.exists():
+        return {}
+    return {name: Verdict(**kept) for name, kept in json.loads(path.read_text()).items()}
+
+
+def _keep(args: argparse.Namespace, verdicts: dict[str, Verdict]) -> None:
+    if args.results:
+        kept = {name: asdict(verdict) for name, verdict in verdicts.items()}
+        args.results.write_text(json.dumps(kept, indent=1))
+    if args.report:
+        in_order = [verdicts[name] for name in FAULTS if name in verdicts]
+        text = report.markdown(in_order, jobs=args.jobs, rate=args.rate, seed=args.seed)
+        args.report.write_text(text, encoding="utf-8")
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("--jobs", type=int, default=3000, help="per fault")
-    parser.add_argument("--rate", type=float, default=50.0, help="jobs per second")
+    parser.add_argument("--rate", type=float, default=60.0, help="jobs per second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=FAULTS, metavar="NAME", help=" ".join(FAULTS))
     parser.add_argument("--report", type=Path, help=f"a Markdown file, such as {REPORT}")
+    parser.add_argument("--results", type=Path, help="a JSON file that keeps what was measured")
     parser.add_argument("--folder", type=Path, help="keep data and logs here")
     return parser.parse_args()
 
@@ -49,7 +68,7 @@ def _parse() -> argparse.Namespace:
 def _run(name: str, args: argparse.Namespace) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="forebay-faults-") as scratch:
         folder = (args.folder / name) if args.folder else Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=args.folder is None)  # an old run would be counted too
         return asyncio.run(
             run_fault(FAULTS[name], folder, jobs=args.jobs, rate=args.rate, seed=args.seed)
         )

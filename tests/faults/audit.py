@@ -2,7 +2,6 @@
 
 import json
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -54,7 +53,7 @@ class Verdict:
     takeover_s: float = 0.0
     longest_s: float = 0.0
     wall_s: float = 0.0
-    codes: Counter[str] = field(default_factory=Counter)
+    codes: dict[str, int] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
 
     @property
@@ -124,7 +123,8 @@ def _compare(verdict: Verdict, entry: Entry, record: Record | None) -> None:
         return
     verdict.completed += record.status == "completed"
     verdict.failed += record.status != "completed"
-    verdict.codes[record.code] += record.status != "completed"
+    if record.status != "completed":
+        verdict.codes[record.code] = verdict.codes.get(record.code, 0) + 1
     if entry.outcome != record.status:
         verdict.twice += 1
         verdict.troubles.append(f"{entry.job_id}: told {entry.outcome}, is {record.status}")

@@ -164,7 +164,7 @@ async def until_ready(url: str) -> None:
 async def _is_ready(http: aiohttp.ClientSession) -> bool:
     try:
         async with http.get("/health/ready") as said:
-            chats = (await said.json())["workers"]["chat"] if said.status == 200 else {}  # noqa: PLR2004
+            chats = (await said.json())["workers"]["chat"] if said.status == 200 else {}
     except (aiohttp.ClientError, TimeoutError, KeyError):
         return False
-    return chats.get("ready", 0) == len(CHAT)
+    return bool(chats.get("ready", 0) == len(CHAT))

@@ -13,7 +13,7 @@ import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import aiohttp
@@ -44,7 +44,11 @@ class Load:
         self._random = random.Random(seed)
         self._open = asyncio.Semaphore(MAX_OPEN)
         self.entries: list[Entry] = []
-        self.all_sent = asyncio.Event()
+
+    @property
+    def planned_s(self) -> float:
+        """Seconds in which everything is handed in, undisturbed."""
+        return self._jobs / self._rate
 
     async def run(self) -> None:
         """Hand everything in and read it to the end."""
@@ -60,7 +64,6 @@ class Load:
                 entry = self._entry(number)
                 self.entries.append(entry)
                 callers.create_task(self._caller(http, entry))
-            self.all_sent.set()
 
     def _entry(self, number: int) -> Entry:
         tokens = self._random.choice(TOKENS)
@@ -148,7 +151,9 @@ class Load:
                 entry.ended(job["status"], (job["output"] or {}).get("text", ""))
 
 
-async def _events(lines: aiohttp.StreamReader) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _events(
+    lines: aiohttp.StreamReader,
+) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
     """Yield (kind, data) of server-sent events."""
     kind = ""
     async for raw in lines:

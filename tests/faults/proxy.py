@@ -16,7 +16,7 @@ HOST = "127.0.0.1"
 class Fate(StrEnum):
     """What becomes of one call."""
 
-    PASS = "pass"  # noqa: S105 - no password
+    PASS = "pass"
     CUT = "cut"  # the connection ends before the call is forwarded
     LOSE = "lose"  # it is executed, and the connection ends instead of the answer
     REFUSE = "refuse"  # answered by the proxy itself, the server never sees it
@@ -31,12 +31,13 @@ class Proxy:
         self._refusal = refusal
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self.failed_calls = 0
         self.is_closed = False  # True: new connections end at once
 
     async def start(self) -> int:
         """Listen on a free port and return it."""
-        self._server = await asyncio.start_server(self._serve, HOST, 0, limit=CHUNK_BYTES)
+        self._server = await asyncio.start_server(self._take, HOST, 0, limit=CHUNK_BYTES)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
@@ -45,12 +46,18 @@ class Proxy:
         if self._server is not None:
             self._server.close()
         self.cut_all()
-        await asyncio.sleep(0)  # the connections' tasks see their end
+        if self._serving:
+            await asyncio.wait(self._serving)
 
     def cut_all(self) -> None:
         """End every connection now, whatever is under way."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.is_closed:
@@ -105,8 +112,10 @@ class _Connection:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            self._to_server.close()
-            self._to_client.close()
+            for writer in (self._to_server, self._to_client):
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
 
     async def _calls(self) -> None:
         with contextlib.suppress(OSError):

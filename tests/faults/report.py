@@ -4,7 +4,6 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 from tests.faults.audit import Verdict
 from tests.faults.strikes import FAULTS
@@ -63,11 +62,6 @@ def markdown(verdicts: Sequence[Verdict], *, jobs: int, rate: float, seed: int) 
     ), table, _legend(verdicts), *_troubles(verdicts)))  # fmt: skip
 
 
-def write(path: Path, text: str) -> None:
-    """Write the report."""
-    path.write_text(text, encoding="utf-8")
-
-
 def _machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
@@ -79,7 +73,7 @@ def _legend(verdicts: Sequence[Verdict]) -> str:
 
 
 def _codes(verdict: Verdict) -> str:
-    failed = ", ".join(f"{count} {code}" for code, count in verdict.codes.items() if count)
+    failed = ", ".join(f"{count} {code}" for code, count in verdict.codes.items())
     return f" (failed: {failed})" if failed else ""
 
 
@@ -106,7 +100,8 @@ _HEAD = """\
 
 **lost**: answered 202 and not ended, or not told. **twice**: two ends, two different ends, or two
 jobs for one Idempotency-Key. **gaps or repeats**: a stream whose numbers or text are not exactly
-the stored ones, or an answer that is not what an undisturbed run gives. **no 202, ran**: the answer
-to the POST was lost on the way; a caller with an Idempotency-Key gets it at the next try.
+the stored ones, or an answer that is not what an undisturbed run gives. **answered 202** is less
+than submitted where a connection broke under a POST without an Idempotency-Key: such a caller
+cannot ask again. **no 202, ran**: the part of those whose job was in Redis already.
 **take-over**: from a strike to the next attempt at a job that it interrupted.
 """

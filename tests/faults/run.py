@@ -18,7 +18,7 @@ from tests.faults.strikes import Fault, Scene
 from worker.contract.door import RedisDoor
 
 DRAIN_S = 3
-SETTLE_S = 90.0
+SETTLE_S = 150.0  # a worker that was killed often is started again after up to 60 s
 FIRST_STRIKE_S = 1.5
 
 
@@ -48,11 +48,15 @@ async def _strike_under(load: Load, fault: Fault, scene: Scene) -> list[int]:
     loading = asyncio.create_task(load.run())
     striking = asyncio.create_task(_strike(fault, scene, strikes_ms))
     try:
-        await _first(asyncio.create_task(load.all_sent.wait()), loading, striking)
-        striking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await striking
+        # Not longer than the load would take undisturbed: strikes without end leave nobody to work.
+        await asyncio.wait(
+            (loading, striking), timeout=load.planned_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        scene.is_ending.set()
+        await striking
         await asyncio.wait({loading}, timeout=SETTLE_S)  # whoever is left then is lost
+        if loading.done():
+            loading.result()  # a fault of the load itself
     finally:
         for task in (striking, loading):
             task.cancel()
@@ -60,20 +64,15 @@ async def _strike_under(load: Load, fault: Fault, scene: Scene) -> list[int]:
     return strikes_ms
 
 
-async def _first(*tasks: "asyncio.Task[object]") -> None:
-    """Return when the first of these is over; raise what it raised."""
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
-
-
 async def _strike(fault: Fault, scene: Scene, strikes_ms: list[int]) -> None:
     await asyncio.sleep(FIRST_STRIKE_S)
-    while True:
+    while not scene.is_ending.is_set():
         strikes_ms.append(int(time.time() * 1000))
         scene.count += 1
         await fault.strike(scene)
-        await asyncio.sleep(fault.every_s * scene.chance.uniform(0.5, 1.5))
+        with contextlib.suppress(TimeoutError):
+            pause_s = fault.every_s * scene.chance.uniform(0.5, 1.5)
+            await asyncio.wait_for(scene.is_ending.wait(), pause_s)
 
 
 async def _records(place: Deployment) -> dict[str, audit.Record]:

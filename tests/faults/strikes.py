@@ -12,6 +12,7 @@ from tests.faults.deployment import CHAT, ENGINE, WORKER, Deployment
 from tests.faults.proxy import Fate, Proxy
 
 HOUR_S = 3600.0
+CLOCK_WRONG_S = 10.0
 CALLS_THAT_FAIL = 0.01
 S3_CALLS_THAT_FAIL = 0.1
 _BODY = b"<Error><Code>SlowDown</Code><Message>try again later</Message></Error>"
@@ -23,13 +24,14 @@ SLOW_DOWN = (
 
 @dataclass(slots=True, eq=False)
 class Scene:
-    """What a strike may touch. `is_out`: the proxied server is away at the moment."""
+    """What a strike may touch. `count` is how many strikes there were."""
 
     place: Deployment
     chance: random.Random
     proxy: Proxy | None = None
     lease_s: float = 6.0
     count: int = 0
+    is_ending: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 Strike = Callable[[Scene], Awaitable[None]]
@@ -78,13 +80,13 @@ def freeze(names: tuple[str, ...], word: str, leases: float) -> Strike:
 
 
 async def wrong_clock(scene: Scene) -> None:
-    """Restart one part an hour ahead of the others, and the one before with the right clock."""
-    names = (*CHAT, "media", "api")
-    for name in names:
-        scene.place.set_clock(name, 0.0)
-    victim = scene.chance.choice(names)
-    scene.place.set_clock(victim, HOUR_S)
-    scene.place.parts[victim].send(signal.SIGTERM)
+    """Restart one part an hour ahead of the others; after a while again, with the right clock."""
+    victim = scene.chance.choice((*CHAT, "media", "api"))
+    for ahead_s in (HOUR_S, 0.0):
+        scene.place.set_clock(victim, ahead_s)
+        scene.place.parts[victim].send(signal.SIGTERM)
+        if ahead_s:
+            await asyncio.sleep(CLOCK_WRONG_S)
 
 
 def outage(seconds: float) -> Strike:
@@ -117,7 +119,7 @@ def busy_store(chance: random.Random) -> Callable[[], Fate]:
     """Judge S3 calls: one in ten is answered 503, and for 3 s of every 10 all of them are."""
 
     def judge() -> Fate:
-        is_out = time.monotonic() % 10 < 3  # noqa: PLR2004 - as the docstring says
+        is_out = time.monotonic() % 10 < 3
         return Fate.REFUSE if is_out or chance.random() < S3_CALLS_THAT_FAIL else Fate.PASS
 
     return judge
@@ -152,7 +154,7 @@ _FAULTS = (
     Fault("kill-host", "kill -9 of a chat worker and its supervisor", kill(CHAT, ""), every_s=9.0),
     Fault("kill-engine", "kill -9 of an engine process", kill(CHAT, ENGINE)),
     Fault("kill-media", "kill -9 of the media worker (and sweeper)", kill(("media",), WORKER)),
-    Fault("kill-api", "kill -9 of the API", kill(("api",), ""), every_s=5.0),
+    Fault("kill-api", "kill -9 of the API", kill(("api",), ""), every_s=8.0),
     Fault("kill-redis", "kill -9 of Redis, back on its file after 2 s", kill(("redis",), "")),
     Fault(
         "redis-away", "kill -9 of Redis, back after 10 s (longer than a lease)",
@@ -160,13 +162,14 @@ _FAULTS = (
     ),
     Fault("freeze-redis", "SIGSTOP of Redis for 1.5 leases", freeze(("redis",), "", 1.5), 18.0),
     Fault("term-chat", "SIGTERM of a chat worker", terminate(CHAT)),
+    Fault("quit-chat", "SIGQUIT of a chat worker: all back", kill(CHAT, WORKER, signal.SIGQUIT)),
     Fault("term-media", "SIGTERM of the media worker", terminate(("media",))),
     Fault("term-api", "SIGTERM of the API", terminate(("api",)), every_s=5.0),
     Fault("term-redis", "SIGTERM of Redis, back after 2 s", terminate(("redis",))),
     Fault(
         "freeze-chat", "SIGSTOP of a chat worker for 1.5 leases", freeze(CHAT, WORKER, 1.5), 13.0
     ),
-    Fault("clock", "one process an hour ahead, another one each time", wrong_clock),
+    Fault("clock", "one process an hour ahead for 10 s, then another", wrong_clock, every_s=2.0),
     Fault(
         "s3-busy", "S3 answers 503: 10 % always, all of it for 3 s in 10", nothing,
         proxied=("S3_ENDPOINT_URL",), judge=busy_store, refusal=SLOW_DOWN,

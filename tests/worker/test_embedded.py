@@ -311,3 +311,14 @@ def program(path: Path, body: str) -> Path:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return path
+
+
+def test_no_two_of_weeds_servers_get_the_same_port(tmp_path: Path) -> None:
+    data = DataDir(tmp_path)
+    data.keep("s3", {"ports": {"volume": 20182, "filer": 20182, "admin": 10182}})
+
+    embedded.s3_server(data)
+
+    ports = list(data.kept("s3")["ports"].values())
+    both = ports + [port + embedded.WEED_GRPC for port in ports]
+    assert len(set(both)) == 2 * len(embedded.WEED_PORTS)

@@ -34,9 +34,13 @@ class ScriptedEngine(EchoEngine):
     """The echo engine, and bad luck that only a process of its own could have."""
 
     died = 0
+    absent = 0
     inside = 0
 
     async def generate(self, prompt: Prompt) -> AsyncGenerator[Delta, None]:
+        if self.absent:
+            self.absent -= 1
+            raise EngineDied("killed before", was_inside=False)
         self.inside += 1
         try:
             async for delta in super().generate(prompt):
@@ -246,6 +250,18 @@ async def test_a_dead_engine_counts_against_the_job_and_it_goes_on(house: House)
     job = await house.job(job_id)
     assert (first, second) == (Verdict.GIVEN_BACK, Verdict.COMPLETED)
     assert (job["output"]["text"], job["attempt"]) == ("one two three", 2)
+
+
+async def test_an_engine_that_died_before_a_job_came_to_it_does_not_count_against_the_job(
+    house: House,
+):
+    job_id = await submit(house.store, "one two three")
+    house.engine.absent = 1
+
+    first = await house.run(job_id)
+
+    record = await house.door.redis.hgetall(house.door.key("job", job_id))
+    assert (first, record["status"], record["crashes"]) == (Verdict.GIVEN_BACK, "queued", "0")
 
 
 async def test_a_job_that_kills_every_engine_ends(house: House):

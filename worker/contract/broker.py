@@ -82,6 +82,7 @@ def make_app(settings: Settings) -> Celery:
         task_default_queue=keys.MEDIA_QUEUE,
         task_create_missing_queues=True,
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # whoever watches us would only start us again
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the fence settles doubles
         worker_hijack_root_logger=False,
         worker_send_task_events=True,

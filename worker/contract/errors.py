@@ -193,10 +193,17 @@ class OutOfMemory(JobError):
 
 
 class EngineDied(JobError):
-    """The engine process is gone; its jobs go back to the queue."""
+    """The engine process is gone; its jobs go back to the queue.
+
+    `was_inside` is False for a job that came to it only afterwards and cannot be to blame.
+    """
 
     code = "engine_died"
     retryable = True
+
+    def __init__(self, message: str, *, was_inside: bool = True) -> None:
+        super().__init__(message)
+        self.was_inside = was_inside
 
 
 class WorkerLost(JobError):

@@ -1,11 +1,12 @@
 """Who lives and what is served, and the short notes and locks that processes share."""
 
 import json
-import time
 from typing import Any
 
 from worker.contract import keys
 from worker.contract.door import RedisDoor, dump
+
+_FORGET_S = 3600  # an owner that has said nothing for so long is not looked up any more
 
 
 class Registry:
@@ -16,10 +17,12 @@ class Registry:
 
     async def announce(self, owner: str, info: dict[str, Any], card: dict[str, Any] | None) -> None:
         """Say that a process lives, and which model it serves where it does."""
+        # Redis' own time: a host whose clock is ahead would otherwise strike all others off.
+        now_s, _ = await self._door.command("TIME")
         async with self._door.redis.pipeline(transaction=False) as pipe:
             pipe.set(self._door.key("worker", owner), dump(info), ex=keys.HEARTBEAT_S)
-            pipe.zadd(self._door.key("workers"), {owner: time.time()})
-            pipe.zremrangebyscore(self._door.key("workers"), "-inf", time.time() - 3600)
+            pipe.zadd(self._door.key("workers"), {owner: now_s})
+            pipe.zremrangebyscore(self._door.key("workers"), "-inf", now_s - _FORGET_S)
             if card is not None:
                 pipe.hset(self._door.key("models"), card["model"], dump(card))
             await self._door.guard(pipe.execute())

@@ -139,7 +139,7 @@ class EngineProcess:
         if self._child is None:
             raise EngineFailed("the engine process was never started")
         if self._child.gone.done():
-            raise EngineDied(self._child.gone.result())
+            raise EngineDied(self._child.gone.result(), was_inside=False)
         return self._child
 
 
