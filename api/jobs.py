@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -152,8 +153,8 @@ async def delete(job_id: str, uses: Uses) -> Response:
 
 async def _until_ended(job_id: str, wait_s: float, uses: Contract) -> None:
     try:
-        async with asyncio.timeout(wait_s):
-            async for _ in uses.live.follow(job_id):
+        async with asyncio.timeout(wait_s), aclosing(uses.live.follow(job_id)) as events:
+            async for _ in events:
                 pass  # the last event ends it
     except TimeoutError:
         return
@@ -165,8 +166,9 @@ async def _until_changed(job_id: str, wait_s: float, uses: Contract) -> None:
         return
     same = f'"status":"{record["status"]}"'
     try:
-        async with asyncio.timeout(wait_s):
-            async for event in uses.live.follow(job_id, int(record["seq"])):
+        cursor = int(record["seq"])
+        async with asyncio.timeout(wait_s), aclosing(uses.live.follow(job_id, cursor)) as events:
+            async for event in events:
                 if event.is_last or (event.kind == STATUS and same not in event.data):
                     return
     except TimeoutError:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
@@ -39,14 +40,15 @@ async def events(
 
 async def _frames(
     job_id: str, record: view.Record, after: int, uses: Contract
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     base = int(record["base"])
     if after < base:
         queued = view.status_event(job_id, record, view.first_status(record))
         yield _frame(base, STATUS, _dump({"sequence_number": base} | queued))
     try:
-        async for event in uses.live.follow(job_id, max(after, base)):
-            yield _frame(event.seq, event.kind, await _data(job_id, record, event, uses))
+        async with aclosing(uses.live.follow(job_id, max(after, base))) as followed:
+            async for event in followed:
+                yield _frame(event.seq, event.kind, await _data(job_id, record, event, uses))
     except JobError as error:  # the stream has begun: too late for a status
         yield b"event: error\ndata: " + _dump({"error": error.as_dict()}).encode() + b"\n\n"
 
@@ -68,7 +70,7 @@ def _dump(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-async def _with_pings(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _with_pings(frames: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
     """Pass frames on; say something at least every PING_S, so that proxies keep the line open."""
     upcoming = asyncio.ensure_future(anext(frames, None))
     try:
@@ -84,3 +86,5 @@ async def _with_pings(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             upcoming = asyncio.ensure_future(anext(frames, None))
     finally:
         upcoming.cancel()
+        await asyncio.wait({upcoming})
+        await frames.aclose()  # its follower leaves now, not when the garbage is collected

@@ -8,7 +8,7 @@ is only a hint, the stream is the truth. A thousand followers cost one connectio
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
@@ -46,7 +46,7 @@ class LiveEvents:
                 await self._reader
         await _close(self._pubsub)
 
-    async def follow(self, job_id: str, after: int = 0) -> AsyncIterator[Event]:
+    async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[Event, None]:
         """Yield every stored event numbered above `after`, in order, until the last one.
 
         Ends at once after a job's last event. Raises StoreUnavailable when Redis does not answer.
