@@ -1,13 +1,15 @@
 """The job object, as its record says it."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.support.factories import PICTURE, claim, ended, question, running, said, submit
+from worker.contract import view
 from worker.contract.door import RedisDoor
-from worker.contract.job import JobSpec, JobStatus, Lane
+from worker.contract.job import JobSpec, JobStatus, Lane, Outcome
 from worker.contract.reader import JobReader
 from worker.contract.store import JobStore
 from worker.contract.view import VIEW_FIELDS, public
@@ -136,3 +138,20 @@ async def test_a_view_reads_no_question(store: JobStore, door: RedisDoor):
 
     assert "SECRET" in str(record)
     assert "SECRET" not in str(job)
+
+
+async def test_the_first_event_of_a_retried_job_stays_as_it_was_told(
+    store: JobStore, reader: JobReader
+):
+    job_id = await submit(store, pictures=1)
+    hold = await claim(store, job_id, lane=Lane.MEDIA)
+    await store.finish(hold, Outcome(JobStatus.FAILED))
+    await store.retry(job_id)
+    told = view.first_status(await reader.record(job_id))
+
+    again = await claim(store, job_id, lane=Lane.MEDIA)
+    await asyncio.sleep(0.005)  # the next queue is joined in another millisecond
+    await store.media_ready(again, [PICTURE])
+
+    assert told["stage"] == "waiting_media"
+    assert view.first_status(await reader.record(job_id)) == told

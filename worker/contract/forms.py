@@ -19,7 +19,7 @@ from worker.contract.errors import (
     MediaUnsupported,
     TextTooLarge,
 )
-from worker.contract.job import ChatRequest, JobSpec, MediaType, Message, VideoPolicy
+from worker.contract.job import ChatRequest, JobSpec, MediaRef, MediaType, Message, VideoPolicy
 from worker.contract.settings import Settings
 
 _TAG = re.compile(
@@ -77,15 +77,15 @@ def parse(body: JobBody, limits: Settings) -> Parsed:
     return parsed
 
 
-def to_request(body: JobBody, model: str, parsed: Parsed, media: Iterable[object]) -> ChatRequest:
-    """Return the request; `media` are the MediaRefs that the sources became, in order."""
+def to_request(body: JobBody, model: str, parsed: Parsed, media: Iterable[MediaRef]) -> ChatRequest:
+    """Return the request; `media` is what the sources became, in order."""
     options = {name: value for name in OPTIONS if (value := getattr(body, name)) is not None}
     if body.stop is not None:
         options["stop"] = [body.stop] if isinstance(body.stop, str) else list(body.stop)
     return ChatRequest(
         model=model,
         messages=parsed.messages,
-        media=tuple(media),  # type: ignore[arg-type]  # MediaRefs, or anything json in tests
+        media=tuple(media),
         options=options,
         video=VideoPolicy(**body.video.model_dump()),
         query=parsed.query,
@@ -132,6 +132,16 @@ class _Supply:
             return None
         name = _FIELD[kind]
         return self.add(kind, self.lists[kind][position], f"{name}[{position}]")
+
+    def rest(self) -> list[int]:
+        """Take what no placeholder has asked for: pictures, then videos."""
+        taken: list[int] = []
+        for kind in self.lists:
+            while self.used[kind] < len(self.lists[kind]):
+                index = self.next(kind)
+                assert index is not None  # noqa: S101 - there is one left
+                taken.append(index)
+        return taken
 
     def check(self) -> None:
         """Raise where tags and lists are mixed or placeholders outnumber the media."""
@@ -182,12 +192,7 @@ def _fill(texts: list[tuple[str, str]], supply: _Supply) -> list[tuple[str | int
     """Put media where tags and placeholders stand; what has no place goes before the first text."""
     turns = [list(_split(text, param, supply)) for text, param in texts]
     supply.check()
-    missing: list[str | int] = []
-    for kind, items in supply.lists.items():
-        for _ in range(len(items) - supply.used[kind]):
-            index = supply.next(kind)
-            missing += [] if index is None else [index]
-    turns[0] = missing + turns[0]
+    turns[0] = [*supply.rest(), *turns[0]]
     return [tuple(parts) for parts in turns]
 
 
@@ -263,12 +268,7 @@ def _part(part: ContentPart, param: str, supply: _Supply) -> str | int:
 
 
 def _place_left_overs(messages: list[Message], supply: _Supply) -> None:
-    left: list[str | int] = []
-    for kind, items in supply.lists.items():
-        for _ in range(len(items) - supply.used[kind]):
-            index = supply.next(kind)
-            left += [] if index is None else [index]
-    if left:
+    if left := supply.rest():
         first = next((n for n, m in enumerate(messages) if m.role == "user"), len(messages) - 1)
         messages[first] = Message(messages[first].role, (*left, *messages[first].parts))
 

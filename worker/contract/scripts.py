@@ -380,9 +380,9 @@ local r = redis.call('HMGET', job, 'status', 'error', 'finished_at', 'lane', 'qu
 if not r[1] then return 'missing' end
 if not TERMINAL[r[1]] or r[1] == 'completed' then return r[1] end
 if redis.call('ZREM', P..'dead', id) == 0 then log_attempt(id, r[1], r[3], r[2]) end
-redis.call('HSET', job, 'crashes', 0, 'queued_at', at, 'status', 'queued',
-           'base', redis.call('HINCRBY', job, 'seq', 1),
-           'stage', r[4] == 'media' and 'waiting_media' or 'waiting_engine')
+local stage = r[4] == 'media' and 'waiting_media' or 'waiting_engine'
+redis.call('HSET', job, 'crashes', 0, 'queued_at', at, 'status', 'queued', 'stage', stage,
+           'base', redis.call('HINCRBY', job, 'seq', 1), 'base_at', at, 'base_stage', stage)
 redis.call('HDEL', job, 'error', 'result', 'finished_at', 'expires_at', 'started_at', 'media_at',
            'first_token_at', 'generating_at', 'tokens', 'cancel', 'owner', 'claimed_at')
 redis.call('DEL', P..'ev:'..id)

@@ -20,6 +20,8 @@ VIEW_FIELDS = (
     "result",
     "error",
     "base",
+    "base_at",
+    "base_stage",
     "created_at",
     "queued_at",
     "media_at",
@@ -120,12 +122,10 @@ def status_event(job_id: str, record: Record, change: dict[str, Any]) -> dict[st
 
 
 def first_status(record: Record) -> dict[str, Any]:
-    """Return the change behind event number `base`: the job was queued."""
-    waits_for_media = int(record.get("media_total", 0)) > 0 and "media_done_at" not in record
-    stage = Stage.WAITING_MEDIA if waits_for_media else Stage.WAITING_ENGINE
-    if int(record.get("media_total", 0)) > 0 and record["base"] == "1":
-        stage = Stage.WAITING_MEDIA
-    at = int(record["created_at"] if record["base"] == "1" else record["queued_at"])
+    """Return the change behind event number `base`: the job was queued, first or by a retry."""
+    has_media = int(record.get("media_total", 0)) > 0
+    stage = record.get("base_stage") or (Stage.WAITING_MEDIA if has_media else Stage.WAITING_ENGINE)
+    at = int(record.get("base_at") or record["created_at"])
     return {"status": "queued", "stage": str(stage), "attempt": 0, "at": at}
 
 
