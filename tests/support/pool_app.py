@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import threading
+from collections.abc import Awaitable
 from typing import Any
 
 import redis
@@ -50,7 +51,12 @@ client = redis.asyncio.Redis.from_url(
 
 
 async def tell(what: str) -> None:
-    await client.rpush(f"{PREFIX}told:{what}", "1")
+    await unbroken(client.rpush(f"{PREFIX}told:{what}", "1"))
+
+
+async def unbroken(call: Awaitable[Any]) -> None:
+    """Await a call to Redis; a cancel meanwhile counts, whatever redis-py makes of it."""
+    await asyncio.shield(asyncio.ensure_future(call))
 
 
 async def boot(pool: AsyncPool) -> None:
@@ -90,9 +96,11 @@ async def echo(value: Any) -> Any:
 async def hold(when_cancelled: str = "raise") -> str:
     """Wait for a push to `go:<id>`."""
     request = current_request.get()
-    await tell(f"{request.id} started")
     try:
-        await client.blpop([f"{PREFIX}go:{request.id}", f"{PREFIX}go:all"], timeout=WAIT_S)
+        await tell(f"{request.id} started")  # whoever hears it may cancel before the next line
+        await unbroken(
+            client.blpop([f"{PREFIX}go:{request.id}", f"{PREFIX}go:all"], timeout=WAIT_S)
+        )
     except asyncio.CancelledError:
         await tell(f"{request.id} cancelled: {request.cancel_reason}")
         match when_cancelled:
