@@ -11,8 +11,10 @@ from api.deps import Contract, authorized
 from api.limits import BodyLimit
 from worker.contract import broker, log, settings
 from worker.contract.door import RedisDoor
+from worker.contract.intake import Intake
 from worker.contract.live import LiveEvents
 from worker.contract.metrics import read_totals
+from worker.contract.models import Models
 from worker.contract.reader import JobReader
 from worker.contract.registry import Registry
 from worker.contract.s3 import ObjectStore
@@ -40,16 +42,20 @@ def create_app() -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     config = app.state.settings
     door = RedisDoor(config)
-    store = JobStore(door)
+    store, registry, objects = JobStore(door), Registry(door), ObjectStore(config)
+    models = Models(registry, config.model_names)
+    tickets = broker.Tickets(broker.make_app(config), store.published)
     made = app.state.contract = Contract(
         settings=config,
         store=store,
         reader=JobReader(door),
-        registry=Registry(door),
+        registry=registry,
         live=LiveEvents(door),
-        objects=ObjectStore(config),
+        objects=objects,
         totals=lambda: read_totals(door),
-        tickets=broker.Tickets(broker.make_app(config), store.published),
+        models=models,
+        intake=Intake(config, store, models, objects, tickets.send),
+        tickets=tickets,
     )
     try:
         yield

@@ -57,7 +57,7 @@ def _reason(workers: list[dict[str, Any]], roles: dict[str, dict[str, int]]) -> 
 @models.get("", response_model=ModelList)
 async def list_models(uses: Uses) -> Response:
     """List the models, the default one first."""
-    cards, ready_names = await uses.cards(), await _ready_names(uses)
+    cards, ready_names = await uses.models.cards(), await _ready_names(uses)
     return JSONResponse(
         {
             "object": "list",

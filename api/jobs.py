@@ -1,11 +1,9 @@
 """Submit, poll, list, cancel, retry, delete."""
 
 import asyncio
-import hashlib
 import re
-from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -14,10 +12,9 @@ from api.deps import Contract, Uses
 from api.schemas import ERRORS, JobList, JobView
 from worker.contract import forms
 from worker.contract.body import JobBody
-from worker.contract.errors import InvalidRequest, OptionUnsupported, UploadNotFound
+from worker.contract.errors import InvalidRequest
 from worker.contract.events import STATUS
-from worker.contract.job import JobStatus, MediaRef
-from worker.contract.s3 import media_key, upload_key
+from worker.contract.job import JobStatus
 from worker.contract.store import Submitted
 from worker.contract.view import links
 
@@ -39,19 +36,12 @@ async def submit(
     prefer: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Hand a job in: 202 once it is durable, 200 when it ended within `Prefer: wait=n`."""
-    model, card = await uses.model(body.model)
-    parsed = forms.parse(body, uses.settings)
-    media = await _keep(parsed.sources, uses)
-    chat = forms.to_request(body, model, parsed, media)
-    _check_options(chat.options, card)
-    submitted = await uses.store.submit(
-        chat,
+    submitted = await uses.intake.submit(
+        await uses.intake.read(body),
         forms.to_spec(body),
         idempotency=idempotency_key or "",
-        body_hash=hashlib.sha256(await request.body()).hexdigest() if idempotency_key else "",
+        body=await request.body(),
     )
-    if submitted.queue is not None:
-        uses.tickets.send(submitted.job_id, submitted.queue)
     return await _answer(submitted, prefer, uses)
 
 
@@ -65,35 +55,6 @@ async def _answer(submitted: Submitted, prefer: str | None, uses: Contract) -> J
     if wait is not None or job is None:
         job = await uses.reader.get(submitted.job_id)
     return JSONResponse(job, 200 if JobStatus(job["status"]).is_terminal else 202, headers)
-
-
-async def _keep(sources: Sequence[forms.Source], uses: Contract) -> list[MediaRef]:
-    """Put the bytes that came in the body into the object store; the rest stays a reference."""
-    return list(await asyncio.gather(*(_reference(source, uses) for source in sources)))
-
-
-async def _reference(source: forms.Source, uses: Contract) -> MediaRef:
-    if source.url is not None:
-        return MediaRef(source.type, source.param, url=source.url)
-    if source.file_id is not None:
-        key = upload_key(source.file_id)
-        if not await uses.objects.exists(key):
-            raise UploadNotFound(
-                f"nothing was uploaded as {source.file_id}, or it expired", param=source.param
-            )
-    else:
-        assert source.data is not None  # noqa: S101 - one of the three is set
-        key = media_key(hashlib.sha256(source.data).hexdigest())
-        await uses.objects.put_bytes(key, source.data, "application/octet-stream", if_absent=True)
-    return MediaRef(source.type, source.param, object_key=key)
-
-
-def _check_options(options: dict[str, Any], card: dict[str, Any]) -> None:
-    """Refuse what the model's engine cannot honour, as far as the model is known yet."""
-    for name in options.keys() - set(card.get("options", options)) - {"max_tokens"}:
-        raise OptionUnsupported(
-            f"the {card['engine']} engine of {card['model']} cannot honour {name}", param=name
-        )
 
 
 @router.get("", response_model=JobList)
@@ -137,8 +98,7 @@ async def cancel(job_id: str, uses: Uses) -> Response:
 async def retry(job_id: str, uses: Uses) -> Response:
     """Queue a job that failed, expired or was cancelled again, under the same id."""
     submitted = await uses.store.retry(job_id)
-    if submitted.queue is not None:
-        uses.tickets.send(job_id, submitted.queue)
+    uses.intake.send(submitted)
     return JSONResponse(await uses.reader.get(job_id), 202)
 
 

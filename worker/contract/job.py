@@ -52,6 +52,15 @@ class Lane(StrEnum):
     CHAT = "chat"
 
 
+class Door(StrEnum):
+    """Through which of the API's doors a job came in: who asks for it, and how it is shown."""
+
+    JOBS = "jobs"
+    CHAT = "chat"  # /v1/chat/completions and /v1/completions
+    RESPONSES = "responses"
+    BATCH = "batch"
+
+
 class Priority(StrEnum):
     """Three classes per model; first in, first out within a class."""
 
@@ -199,7 +208,8 @@ class JobSpec:
     `not_before_ms` is a moment (ms since the epoch, 0: at once); the others are seconds, None where
     the caller did not say: no start deadline, no execution timeout. `start_deadline_s` counts from
     the submission, or `not_before_ms` where that is later; `timeout_s` from the first step in an
-    engine, over all attempts and the waits between them.
+    engine, over all attempts and the waits between them. `envelope` is what the job's door keeps
+    beside it, to show the job in its own words (JSON; the other doors do not read it).
     """
 
     priority: Priority = Priority.NORMAL
@@ -208,6 +218,8 @@ class JobSpec:
     retention_s: float | None = None
     not_before_ms: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
+    door: Door = Door.JOBS
+    envelope: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the wire form."""
@@ -215,8 +227,9 @@ class JobSpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Read the wire form."""
-        return cls(**(data | {"priority": Priority(data["priority"])}))
+        """Read the wire form; a record of an older version has no `door`."""
+        door, priority = Door(data.get("door", "jobs")), Priority(data["priority"])
+        return cls(**(data | {"priority": priority, "door": door}))
 
 
 @dataclass(frozen=True, slots=True)

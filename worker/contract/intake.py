@@ -1,0 +1,92 @@
+"""From a checked body to a durable job with its ticket on the way: what every door does."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from worker.contract import forms
+from worker.contract.body import JobBody
+from worker.contract.errors import OptionUnsupported, UploadNotFound
+from worker.contract.job import ChatRequest, JobSpec, MediaRef
+from worker.contract.models import Models
+from worker.contract.s3 import ObjectStore, media_key, upload_key
+from worker.contract.settings import Settings
+from worker.contract.store import JobStore, Submitted
+
+
+class Intake:
+    """Takes jobs in: first `read` the body, then `submit` what it asks. Safe for many tasks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: JobStore,
+        models: Models,
+        objects: ObjectStore,
+        send: Callable[[str, str], None],
+    ) -> None:
+        """`send(job_id, queue)` puts a ticket on its way; see `broker.Tickets`."""
+        self._settings = settings
+        self._store = store
+        self._models = models
+        self._objects = objects
+        self._send = send
+
+    async def read(self, body: JobBody) -> ChatRequest:
+        """Return the question; media that came in the body are in the object store then.
+
+        Raises UnknownModel, UploadNotFound, OptionUnsupported, StoreUnavailable, and what
+        `forms.parse` does.
+        """
+        model, card = await self._models.resolve(body.model)
+        parsed = forms.parse(body, self._settings)
+        media = await asyncio.gather(*(self._reference(source) for source in parsed.sources))
+        chat = forms.to_request(body, model, parsed, media)
+        _check_options(chat.options, card)
+        return chat
+
+    async def submit(
+        self, chat: ChatRequest, spec: JobSpec, *, idempotency: str = "", body: bytes = b""
+    ) -> Submitted:
+        """Make a job durable and send its ticket.
+
+        `idempotency` is the caller's key, `body` what must be the same where it is used again.
+        Raises QueueFull, IdempotencyConflict, StoreUnavailable.
+        """
+        body_hash = hashlib.sha256(body).hexdigest() if idempotency else ""
+        submitted = await self._store.submit(
+            chat, spec, idempotency=idempotency, body_hash=body_hash
+        )
+        self.send(submitted)
+        return submitted
+
+    def send(self, submitted: Submitted) -> None:
+        """Put a job's ticket on its way where one is due."""
+        if submitted.queue is not None:
+            self._send(submitted.job_id, submitted.queue)
+
+    async def _reference(self, source: forms.Source) -> MediaRef:
+        if source.url is not None:
+            return MediaRef(source.type, source.param, url=source.url)
+        if source.file_id is not None:
+            key = upload_key(source.file_id)
+            if not await self._objects.exists(key):
+                raise UploadNotFound(
+                    f"nothing was uploaded as {source.file_id}, or it expired", param=source.param
+                )
+        else:
+            assert source.data is not None  # noqa: S101 - one of the three is set
+            key = media_key(hashlib.sha256(source.data).hexdigest())
+            await self._objects.put_bytes(
+                key, source.data, "application/octet-stream", if_absent=True
+            )
+        return MediaRef(source.type, source.param, object_key=key)
+
+
+def _check_options(options: dict[str, Any], card: dict[str, Any]) -> None:
+    """Refuse what the model's engine cannot honour, as far as the model is known yet."""
+    for name in options.keys() - set(card.get("options", options)) - {"max_tokens"}:
+        raise OptionUnsupported(
+            f"the {card['engine']} engine of {card['model']} cannot honour {name}", param=name
+        )
