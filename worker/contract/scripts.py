@@ -171,13 +171,22 @@ local function erase(id)
 end
 """
 
-# → {'ok', now, jobs ahead, ms until it starts or -1} | {'later'}
+# → {'ok', created at, jobs ahead, ms until it starts or -1} | {'later'}
 #   | {'replay', job id, body hash} | {'full', jobs that wait}
+# Said again after a lost answer, it is the same job: 'later' where it has left its queue since.
 SUBMIT = """
 -- id, queue, lane, stage, idem key or '', body hash, idem_s, limit, not_before_ms,
 -- start_deadline_ms, number of queues that count, their names…, then field, value…
 local id, queue, lane, stage, idem = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local at, not_before = now(), tonumber(ARGV[10])
+local function accepted(created_at)
+  if not redis.call('ZSCORE', P..'queued:'..queue, id) then return {'later'} end
+  local ahead, eta_ms = outlook(id)
+  if eta_ms >= 0 then redis.call('HSETNX', P..'job:'..id, 'eta_ms', eta_ms) end
+  return {'ok', tonumber(created_at), ahead, eta_ms}
+end
+local before = redis.call('HGET', P..'job:'..id, 'created_at')
+if before then return accepted(before) end
 if idem ~= '' then
   local old = redis.call('HMGET', P..'idem:'..idem, 'id', 'hash')
   if old[1] then return {'replay', old[1], old[2]} end
@@ -203,10 +212,7 @@ if idem ~= '' then
   redis.call('HSET', P..'idem:'..idem, 'id', id, 'hash', ARGV[7])
   redis.call('EXPIRE', P..'idem:'..idem, ARGV[8])
 end
-if not_before > at then return {'later'} end
-local ahead, eta_ms = outlook(id)
-if eta_ms >= 0 then redis.call('HSET', P..'job:'..id, 'eta_ms', eta_ms) end
-return {'ok', at, ahead, eta_ms}
+return accepted(at)
 """
 
 # → nil (somebody has it, or it is over)

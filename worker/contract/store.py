@@ -1,6 +1,7 @@
 """The transitions of jobs: every write to a record. The rules are in `scripts`.
 
-Every method raises StoreUnavailable when Redis does not answer; none repeats a write by itself.
+Every method raises StoreUnavailable when Redis does not answer. None repeats a write by itself but
+`submit`, whose caller cannot: only here is the new job's id known.
 """
 
 import json
@@ -17,6 +18,7 @@ from worker.contract.errors import (
     JobConflict,
     JobError,
     QueueFull,
+    StoreUnavailable,
     WorkerLost,
 )
 from worker.contract.events import delta_data, joined_text
@@ -105,10 +107,13 @@ class JobStore:
 
         `idempotency` is the caller's key with its tenant; the same key with the same `body_hash`
         returns the first job, with another one raises IdempotencyConflict. Raises QueueFull.
+
+        Where Redis does not answer, it asks once more: a first call whose answer was lost has made
+        the job, and a caller who is told "not accepted" would hand it in a second time.
         """
         job_id, new = new_job_id(), _new_record(request, spec, self._door.settings.retention_s)
         counted = (*keys.chat_queues(request.model), keys.MEDIA_QUEUE)
-        answer = await self._door.call(
+        answer = await self._ask_twice(
             "submit",
             job_id,
             *(new[name] for name in _SCRIPT_FIELDS),
@@ -137,6 +142,12 @@ class JobStore:
                 return Submitted(job_id, new["queue"], job)
             case _:  # later
                 return Submitted(job_id, None)
+
+    async def _ask_twice(self, name: str, *args: Any) -> Any:
+        try:
+            return await self._door.call(name, *args)
+        except StoreUnavailable:
+            return await self._door.call(name, *args)
 
     async def published(self, job_ids: Sequence[str]) -> None:
         """Note that the tickets of these jobs are with the broker."""
@@ -231,7 +242,7 @@ class JobStore:
             )
         )
 
-    async def release(self, hold: Hold, *, crashed: bool, why: JobError | None = None) -> bool:
+    async def release(self, hold: Hold, crash: JobError | None = None) -> bool:
         """Give a job back to its queue; False when refused.
 
         `crashed` counts against the job, and `why` then stands in its `attempts`.
