@@ -171,8 +171,7 @@ class Runner:
     ) -> Verdict:
         if unwritten:  # what the next attempt goes on from
             await self._persist(lambda: self._store.append(unwritten))
-        is_crash = crash is not None
-        await self._persist(lambda: self._store.release(hold, crashed=is_crash, why=crash))
+        await self._persist(lambda: self._store.release(hold, crash))
         return Verdict.GIVEN_BACK
 
     async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.support.factories import claim, question
+from tests.support.factories import LOST, claim, question
 from tests.support.processes import Service
 from worker import commands
 from worker.contract import keys
@@ -26,7 +26,7 @@ async def dead_id(running: Service) -> AsyncIterator[str]:
     store = JobStore(door)
     job_id = (await store.submit(question(model=NOBODY), JobSpec())).job_id
     for n in range(keys.MAX_CRASHES):
-        await store.release(await claim(store, job_id, f"worker-{n}"), crashed=True)
+        await store.release(await claim(store, job_id, f"worker-{n}"), LOST)
     yield job_id
     await store.cancel(job_id)
     await store.erase(job_id)

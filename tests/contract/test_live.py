@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.conftest import MakeSettings
-from tests.support.factories import claim, completed, ended, running, said, submit
+from tests.support.factories import LOST, claim, completed, ended, running, said, submit
 from worker.contract.door import RedisDoor
 from worker.contract.errors import StoreUnavailable
 from worker.contract.events import Event
@@ -260,7 +260,7 @@ async def test_a_follower_sees_all_attempts_as_one_sequence(
     first = await running(store)
     follower = Follower(live, first.job_id)
     await write(store, first, 1)
-    await store.release(first, crashed=True)
+    await store.release(first, LOST)
     second = await claim(store, first.job_id, "worker-2")
 
     await write(store, second, 1)

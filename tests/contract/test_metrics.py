@@ -5,6 +5,7 @@ import math
 import pytest
 
 from tests.support.factories import (
+    LOST,
     MODEL,
     PICTURE,
     claim,
@@ -97,7 +98,7 @@ async def test_the_promise_made_at_submission_is_held_against_the_real_start(
     job_id = await submit(store)
 
     hold = await claim(store, job_id)
-    await store.release(hold, crashed=False)
+    await store.release(hold)
     await claim(store, job_id)
 
     error = (await read_totals(door)).histograms["eta_error", MODEL]
@@ -106,8 +107,8 @@ async def test_the_promise_made_at_submission_is_held_against_the_real_start(
 
 
 async def test_recoveries_and_sweeps_are_counted(store: JobStore, door: RedisDoor):
-    await store.release(await running(store), crashed=False)
-    await store.release(await running(store), crashed=True)
+    await store.release(await running(store))
+    await store.release(await running(store), LOST)
     await running(store, owner="dead")
     await store.hand_back("dead")
     late = await submit(store, start_deadline_s=60)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.factories import (
+    LOST,
     MODEL,
     PICTURE,
     claim,
@@ -50,7 +51,7 @@ class Scene:
 
 async def _queued(store: JobStore) -> Scene:
     hold = await running(store)
-    await store.release(hold, crashed=False)
+    await store.release(hold)
     return Scene(hold.job_id, hold)
 
 
@@ -121,7 +122,7 @@ async def _finish(store: JobStore, scene: Scene) -> str:
 
 
 async def _release(store: JobStore, scene: Scene) -> str:
-    return "done" if await store.release(scene.hold, crashed=False) else "refused"
+    return "done" if await store.release(scene.hold) else "refused"
 
 
 async def _stage(store: JobStore, scene: Scene) -> str:
@@ -288,7 +289,7 @@ async def test_every_claim_has_a_greater_fence_and_attempt(store: JobStore):
         hold = await claim(store, job_id)
         fences.append(int(hold.fence))
         attempts.append(hold.attempt)
-        await store.release(hold, crashed=False)
+        await store.release(hold)
 
     assert fences == sorted(set(fences))
     assert attempts == [1, 2, 3]
@@ -311,7 +312,7 @@ async def test_one_flush_writes_many_jobs_and_names_those_that_are_lost(
     store: JobStore, reader: JobReader
 ):
     good, lost = await running(store), await running(store)
-    await store.release(lost, crashed=False)
+    await store.release(lost)
 
     refused = await store.append([said(good, 1, "a"), said(lost, 1, "b")])
 
@@ -377,7 +378,7 @@ async def test_a_job_given_back_after_a_cancel_request_is_cancelled(
     await store.append([said(hold, 1, "四")])
     await store.cancel(hold.job_id)
 
-    await store.release(hold, crashed=False)
+    await store.release(hold)
 
     job = await reader.get(hold.job_id)
     assert (job["status"], job["output"]["text"]) == ("cancelled", "四")
@@ -412,7 +413,7 @@ async def test_a_job_cancelled_while_its_media_are_prepared_reaches_no_engine(
 async def test_the_next_attempt_goes_on_from_what_was_streamed(store: JobStore, reader: JobReader):
     first = await running(store)
     await store.append([said(first, 1, "四"), said(first, 2, "只")])
-    await store.release(first, crashed=True)
+    await store.release(first, LOST)
     waiting = await reader.get(first.job_id)
 
     second = await claim(store, first.job_id, "worker-2")
@@ -428,7 +429,7 @@ async def test_a_job_that_takes_down_too_many_workers_is_dead(
     job_id = await submit(store)
 
     for n in range(keys.MAX_CRASHES):
-        await store.release(await claim(store, job_id, f"worker-{n}"), crashed=True)
+        await store.release(await claim(store, job_id, f"worker-{n}"), LOST)
 
     job = await reader.get(job_id)
     assert (job["status"], job["error"]["code"]) == ("failed", "worker_lost")
@@ -440,7 +441,7 @@ async def test_a_dead_job_keeps_how_every_attempt_ended_and_a_retry_replays_it(
 ):
     job_id = await submit(store)
     died = EngineDied("the engine was killed by signal 9")
-    await store.release(await claim(store, job_id, "worker-1"), crashed=True, why=died)
+    await store.release(await claim(store, job_id, "worker-1"), died)
     await claim(store, job_id, "worker-2")
     await store.hand_back("worker-2")
     await claim(store, job_id, "worker-3")
@@ -470,7 +471,7 @@ async def test_the_dead_list_goes_on_although_its_cursor_was_replayed(
     ids = [await submit(store) for _ in range(3)]
     for job_id in ids:
         for _ in range(keys.MAX_CRASHES):
-            await store.release(await claim(store, job_id), crashed=True)
+            await store.release(await claim(store, job_id), LOST)
     asked = {"status": None, "model": None, "limit": 1, "dead": True}
     (first,), cursor = await reader.list_jobs(**asked, after=None)
     (second,), _ = await reader.list_jobs(**asked, after=cursor)
@@ -488,7 +489,7 @@ async def test_of_many_attempts_the_youngest_are_remembered(store: JobStore, rea
     job_id = await submit(store)
 
     for n in range(keys.MAX_ATTEMPTS + 3):
-        await store.release(await claim(store, job_id, f"worker-{n}"), crashed=False)
+        await store.release(await claim(store, job_id, f"worker-{n}"))
 
     attempts = (await reader.get(job_id))["attempts"]
     assert [a["attempt"] for a in attempts] == list(range(4, keys.MAX_ATTEMPTS + 4))
@@ -499,7 +500,7 @@ async def test_giving_back_in_good_order_counts_no_crash(store: JobStore, reader
     job_id = await submit(store)
 
     for n in range(keys.MAX_CRASHES + 1):
-        await store.release(await claim(store, job_id, f"worker-{n}"), crashed=False)
+        await store.release(await claim(store, job_id, f"worker-{n}"))
 
     assert (await reader.get(job_id))["status"] == "queued"
 
@@ -507,7 +508,7 @@ async def test_giving_back_in_good_order_counts_no_crash(store: JobStore, reader
 async def test_handing_back_touches_only_the_dead_owners_jobs(store: JobStore, reader: JobReader):
     mine = [await running(store, owner="dead") for _ in range(3)]
     gone_on = await running(store, owner="dead")
-    await store.release(gone_on, crashed=False)
+    await store.release(gone_on)
     await claim(store, gone_on.job_id, "alive")
     other = await running(store, owner="alive")
 
@@ -663,7 +664,7 @@ async def test_the_time_to_run_goes_on_over_attempts_and_waits(store: JobStore, 
     due = await door.redis.zscore(door.key("run_by"), first.job_id)
     began_at = int(await door.redis.hget(door.key("job", first.job_id), "generating_at"))
     await door.redis.hset(door.key("job", first.job_id), "generating_at", began_at - 45_000)
-    await store.release(first, crashed=True)
+    await store.release(first, LOST)
 
     second = await claim(store, first.job_id, "worker-2")
     await store.append([Piece(second.job_id, second.fence, 1)])

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from tests.conftest import MakeSettings
-from tests.support.factories import ended, question, said
+from tests.support.factories import LOST, ended, question, said
 from worker.contract import keys
 from worker.contract.door import RedisDoor
 from worker.contract.events import joined_text
@@ -113,7 +113,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(hold=holds, crashed=st.booleans())
     def release(self, hold: Hold, crashed: bool) -> None:
-        is_done = self.runner.run(self.store.release(hold, crashed=crashed))
+        is_done = self.runner.run(self.store.release(hold, LOST if crashed else None))
 
         job = self.expected[hold.job_id]
         assert is_done == (job.fence == hold.fence)

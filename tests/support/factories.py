@@ -4,6 +4,7 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
+from worker.contract.errors import WorkerLost
 from worker.contract.events import Event
 from worker.contract.job import (
     ChatRequest,
@@ -21,6 +22,8 @@ from worker.contract.store import JobStore, Piece
 
 MODEL = "echo"
 PICTURE = PreparedMedia("image", "ab" * 32, (PreparedFrame("prep/v1/x", 448, 252),))
+
+LOST = WorkerLost("the worker's process ended")
 
 
 def question(text: str = "你好", *, pictures: int = 0, **changed: Any) -> ChatRequest:

@@ -107,7 +107,7 @@ async def test_a_job_that_somebody_else_has_is_dropped(store: JobStore, door: Re
         hold = await running(store)
         work = Work(holds, hold)
 
-        await store.release(hold, crashed=False)
+        await store.release(hold)
         await claim(store, hold.job_id, "worker-2")
 
         assert await work.stop() is Stop.LOST
@@ -119,7 +119,7 @@ async def test_a_younger_hold_on_the_same_job_is_not_taken_for_the_lost_one(
     async with kept(door) as holds:
         first = await running(store)
         old = Work(holds, first)
-        await store.release(first, crashed=False)
+        await store.release(first)
         second = await claim(store, first.job_id)
         young = Work(holds, second)
         await asyncio.sleep(0)

@@ -172,7 +172,7 @@ async def test_lost_jobs_are_told(
     stream: DeltaStream, flaky: FlakyStore, refused: list[str], door: RedisDoor
 ):
     lost, kept = await running(flaky), await running(flaky)
-    await flaky.release(lost, crashed=False)
+    await flaky.release(lost)
     for hold in (lost, kept):
         stream.begin(hold)
         stream.add(hold, delta("x"))

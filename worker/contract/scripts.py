@@ -145,14 +145,14 @@ local function log_attempt(id, status, at, error)
   if breaks >= MAX_ATTEMPTS then all = all:sub(all:find('\\n', 1, true) + 1) end
   redis.call('HSET', job, 'attempts', all)
 end
--- back to its queue; a crash counts against the job, and the last one ends it
-local function give_back(id, crashed, max_crashes, error, why)
+-- back to its queue; a crash (JSON, else false) counts against the job, and the last one ends it
+local function give_back(id, crash, max_crashes, error)
   local job, at = P..'job:'..id, now()
   local r = redis.call('HMGET', job, 'owner', 'queue', 'queued_at', 'attempt', 'lane', 'cancel')
   let_go(id, r[1])
-  if crashed then count('takeovers', r[5], '') end
-  log_attempt(id, crashed and 'lost' or 'given_back', at, crashed and why or nil)
-  if crashed and redis.call('HINCRBY', job, 'crashes', 1) >= max_crashes then
+  if crash then count('takeovers', r[5], '') end
+  log_attempt(id, crash and 'lost' or 'given_back', at, crash or nil)
+  if crash and redis.call('HINCRBY', job, 'crashes', 1) >= max_crashes then
     redis.call('ZADD', P..'dead', at, id)
     return finish(id, 'failed', at, {'error', error})
   end
@@ -334,9 +334,9 @@ return 1
 
 # → 1 | 0 refused
 RELEASE = """
--- id, fence, crashed 0|1, max crashes, error of the last crash, error of this one (JSON)
+-- id, fence, error of this crash (JSON) or '', max crashes, error of the last crash (JSON)
 if not held(ARGV[2], ARGV[3]) then return 0 end
-give_back(ARGV[2], ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6], ARGV[7])
+give_back(ARGV[2], ARGV[4] ~= '' and ARGV[4], tonumber(ARGV[5]), ARGV[6])
 return 1
 """
 
@@ -347,7 +347,7 @@ local ids = redis.call('SMEMBERS', P..'owned:'..ARGV[2])
 for _, id in ipairs(ids) do
   local r = redis.call('HMGET', P..'job:'..id, 'held', 'owner')
   if r[1] == '1' and r[2] == ARGV[2] then
-    give_back(id, true, tonumber(ARGV[3]), ARGV[4], ARGV[5])
+    give_back(id, ARGV[5], tonumber(ARGV[3]), ARGV[4])
   end
 end
 redis.call('DEL', P..'owned:'..ARGV[2], P..'worker:'..ARGV[2])
@@ -420,7 +420,7 @@ local lost = due('leases', at)
 for _, id in ipairs(lost) do
   redis.call('ZREM', P..'leases', id)
   if redis.call('HGET', P..'job:'..id, 'held') == '1' then
-    give_back(id, true, tonumber(ARGV[2]), ARGV[3], ARGV[4])
+    give_back(id, ARGV[4], tonumber(ARGV[2]), ARGV[3])
   end
 end
 local late = due('start_by', at)

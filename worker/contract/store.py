@@ -245,18 +245,11 @@ class JobStore:
     async def release(self, hold: Hold, crash: JobError | None = None) -> bool:
         """Give a job back to its queue; False when refused.
 
-        `crashed` counts against the job, and `why` then stands in its `attempts`.
+        A `crash` counts against the job and stands in its `attempts`; None is good order.
         """
+        why = _told(crash) if crash else ""
         return bool(
-            await self._door.call(
-                "release",
-                hold.job_id,
-                hold.fence,
-                int(crashed),
-                keys.MAX_CRASHES,
-                _DEAD,
-                _told(why) if why else _KILLED,
-            )
+            await self._door.call("release", hold.job_id, hold.fence, why, keys.MAX_CRASHES, _DEAD)
         )
 
     async def hand_back(self, owner: str) -> int:
