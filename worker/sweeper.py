@@ -43,17 +43,20 @@ class Sweeper:
         self._lease_s = lease_s
         self._send = send
         self._depth = depth
+        self._judges_from = float("-inf")  # monotonic
 
     async def run(self) -> None:
-        """Sweep for ever; wait one lease after a stall of Redis, for renewals stalled as well."""
+        """Sweep for ever; judge no worker for a lease after a stall of Redis."""
         last = time.monotonic()
         while True:
             await asyncio.sleep(_PERIOD_S)
             try:
-                if await self._notes.acquire("sweeper", self._owner, _LOCK_S):
-                    if time.monotonic() - last > self._lease_s / 2:
-                        event(_log, "sweep.waiting", level=logging.WARNING, reason="Redis stalled")
-                        await asyncio.sleep(self._lease_s)
+                is_active = await self._notes.acquire("sweeper", self._owner, _LOCK_S)
+                now = time.monotonic()
+                if now - last > self._lease_s / 2:
+                    event(_log, "sweep.stalled", level=logging.WARNING, silent_s=round(now - last))
+                    self._judges_from = now + self._lease_s
+                if is_active:
                     await self.sweep()
                 last = time.monotonic()
             except StoreUnavailable as error:
@@ -63,7 +66,9 @@ class Sweeper:
 
     async def sweep(self) -> Swept:
         """Do everything that is due now."""
-        swept = await self._store.sweep()
+        # What kept us from Redis has kept the workers from it: their silence says nothing yet.
+        # Tickets and deadlines do not wait for that.
+        swept = await self._store.sweep(silent_too=time.monotonic() >= self._judges_from)
         for job_id, queue in swept.tickets:
             self._send(job_id, queue)
         if swept.taken_back or swept.expired or swept.timed_out or swept.tickets:

@@ -36,9 +36,9 @@ class CountingStore(JobStore):
 
     sweeps = 0
 
-    async def sweep(self) -> Swept:
+    async def sweep(self, *, silent_too: bool = True) -> Swept:
         self.sweeps += 1
-        return await super().sweep()
+        return await super().sweep(silent_too=silent_too)
 
 
 def make(
@@ -117,20 +117,43 @@ async def test_the_other_takes_over_when_the_lock_is_free(
     assert second.sweeps
 
 
-async def test_after_a_stall_it_waits_a_lease_for_others_to_renew(
-    door: RedisDoor, monkeypatch: pytest.MonkeyPatch
+async def test_after_a_stall_tickets_go_out_and_leases_wait_for_others_to_renew(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ):
     # A period longer than half a lease looks like a stall every time.
-    monkeypatch.setattr(module, "_PERIOD_S", 0.1)
-    store = CountingStore(door)
-    sweeper = make(store, door, Recorder(), lease_s=0.15)
-    began = asyncio.get_running_loop().time()
+    monkeypatch.setattr(module, "_PERIOD_S", 0.4)
+    door = RedisDoor(make_settings(FOREBAY_LEASE_S=0.6))
+    store, recorder = CountingStore(door), Recorder()
+    silent, waiting = await running(store), await submit(store)
+    await door.redis.zadd(door.key("outbox"), {waiting: 1})
+
+    async with running_sweepers(make(store, door, recorder)), asyncio.timeout(LIMIT_S):
+        while store.sweeps < 3:  # noqa: ASYNC110 - its own task
+            await asyncio.sleep(0.01)
+
+    assert (waiting, QUEUE) in recorder.sent
+    assert (silent.job_id, QUEUE) not in recorder.sent
+    assert await door.redis.zscore(door.key("leases"), silent.job_id) is not None
+    await door.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_once_a_lease_has_passed_after_a_stall_silent_workers_are_judged_again(
+    make_settings: MakeSettings,
+):
+    door = RedisDoor(make_settings(FOREBAY_LEASE_S=0.6))
+    store, recorder = CountingStore(door), Recorder()
+    silent = await running(store)
+    sweeper = make(store, door, recorder, lease_s=0.6)
+    sweeper._judges_from = asyncio.get_running_loop().time() + 1.0
 
     async with running_sweepers(sweeper), asyncio.timeout(LIMIT_S):
-        while not store.sweeps:  # noqa: ASYNC110 - its own task
-            await asyncio.sleep(0.005)
+        while not recorder.sent:  # noqa: ASYNC110 - its own task
+            await asyncio.sleep(0.01)
 
-    assert asyncio.get_running_loop().time() - began >= 0.25
+    assert recorder.sent[0] == (silent.job_id, QUEUE)
+    assert asyncio.get_running_loop().time() >= sweeper._judges_from
+    await door.close()
 
 
 @pytest.mark.usefixtures("quick")

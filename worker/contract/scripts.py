@@ -411,12 +411,13 @@ return 'ok'
 # → {jobs taken back, expired, timed out, erased, {id, queue}…}: tickets to publish now.
 # The cost grows with what is due, never with what exists.
 SWEEP = """
--- max crashes, errors (JSON): last crash, this crash, too late, too long; tombstone_s, limit
-local at, limit = now(), tonumber(ARGV[8])
+-- max crashes, errors (JSON): last crash, this crash, too late, too long; tombstone_s, limit,
+-- 1 to act on silent workers as well
+local at, limit, judges = now(), tonumber(ARGV[8]), ARGV[9] == '1'
 local function due(name, upto)
   return redis.call('ZRANGEBYSCORE', P..name, '-inf', upto, 'LIMIT', 0, limit)
 end
-local lost = due('leases', at)
+local lost = judges and due('leases', at) or {}
 for _, id in ipairs(lost) do
   redis.call('ZREM', P..'leases', id)
   if redis.call('HGET', P..'job:'..id, 'held') == '1' then
@@ -431,7 +432,7 @@ for _, id in ipairs(late) do
     finish(id, 'expired', at, {'error', ARGV[5]})
   end
 end
-local long = due('run_by', at)
+local long = judges and due('run_by', at) or {}
 for _, id in ipairs(long) do
   redis.call('ZREM', P..'run_by', id)
   local status = redis.call('HGET', P..'job:'..id, 'status')

@@ -288,8 +288,12 @@ class JobStore:
         if answer != "ok":
             raise JobConflict(f"the job is {answer}; cancel it first, then delete it")
 
-    async def sweep(self) -> Swept:
-        """Do everything that is due; the caller publishes the tickets, then calls `published`."""
+    async def sweep(self, *, silent_too: bool = True) -> Swept:
+        """Do everything that is due; the caller publishes the tickets, then calls `published`.
+
+        Without `silent_too` nothing is done to jobs whose worker should have spoken by now: leases
+        that ran out, jobs over their timeout.
+        """
         lost, late, long, old, *tickets = await self._door.call(
             "sweep",
             keys.MAX_CRASHES,
@@ -299,6 +303,7 @@ class JobStore:
             _LONG,
             keys.TOMBSTONE_S,
             _SWEEP_BATCH,
+            int(silent_too),
         )
         return Swept(lost, late, long, old, tuple((job_id, queue) for job_id, queue in tickets))
 
