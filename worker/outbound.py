@@ -8,12 +8,11 @@ that answers differently the second time.
 import asyncio
 import contextlib
 import hashlib
-import ipaddress
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
 import aiohttp
@@ -21,8 +20,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from worker.contract.errors import MediaError, MediaFetchFailed, MediaForbidden, MediaTooLarge
+from worker.contract.guard import Guard, plain_url
 
-PUBLIC_PORTS = frozenset({80, 443})
 MAX_REDIRECTS = 3
 CONNECT_S = 5.0
 CHUNK_BYTES = 64 * 1024
@@ -30,95 +29,14 @@ HEAD_BYTES = 512  # what a sniffer is shown
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _OK = 200
-# Global by the registry's letter, yet inside somebody's network: cloud metadata, protocol
-# assignments, and IPv6 forms that carry an IPv4 address to which a gateway would go.
-_NEVER_PUBLIC = tuple(
-    map(
-        ipaddress.ip_network,
-        (
-            "168.63.129.16/32",
-            "192.0.0.0/24",
-            "192.88.99.0/24",
-            "::/96",
-            "64:ff9b::/96",
-            "64:ff9b:1::/48",
-            "100::/64",
-            "2001::/32",
-            "2002::/16",
-            "3fff::/20",
-            "5f00::/16",
-            "fec0::/10",
-        ),
-    )
-)
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """Where requests may go: public addresses on ports 80 and 443, and what was allowed by name.
-
-    An allowed host name may lead to any address and port, but only under that name; an allowed
-    address or network may be reached under any name and on any port.
-    """
-
-    hosts: frozenset[str] = frozenset()
-    networks: tuple[Network, ...] = ()
-
-    @classmethod
-    def from_entries(cls, entries: Iterable[str]) -> Self:
-        """Build a guard from the entries of FOREBAY_MEDIA_ALLOW_HOSTS: names, addresses, CIDRs."""
-        hosts, networks = set(), []
-        for entry in entries:
-            try:
-                networks.append(ipaddress.ip_network(entry.strip("[]"), strict=False))
-            except ValueError:
-                hosts.add(_plain_host(entry))
-        return cls(frozenset(hosts), tuple(networks))
-
-    def refusal(self, host: str, address: str, port: int) -> str | None:
-        """Return why a connection to `address`, reached under the name `host`, must not be made."""
-        number = _plain_address(address)
-        if _plain_host(host) in self.hosts or any(number in network for network in self.networks):
-            return None
-        if not is_public(number):
-            return "its address is not public"
-        if port not in PUBLIC_PORTS:
-            return f"port {port} is not allowed"
-        return None
-
-
-def is_public(address: Address) -> bool:
-    """Return whether an address belongs to the open internet and to nobody's inside.
-
-    `ipaddress.is_global` alone lets multicast, NAT64, 6to4 and cloud metadata addresses through.
-    """
-    if not address.is_global or address.is_multicast or address.is_reserved:
-        return False
-    return not any(address in network for network in _NEVER_PUBLIC)
 
 
 def parse_url(text: str) -> URL:
-    """Read a URL that a user wrote.
-
-    Raises:
-        MediaForbidden: another scheme than http and https, user information, or characters that
-            two parsers may read differently (space, control, backslash).
-    """
-    if any(ord(char) <= ord(" ") or char in "\\\x7f" for char in text):
-        raise MediaForbidden("the URL has a space, a control character or a backslash in it")
+    """Read a URL that a user wrote. Raises MediaForbidden where `plain_url` refuses it."""
     try:
-        url = URL(text)
-        port = url.port
+        return plain_url(text)
     except ValueError as error:
-        raise MediaForbidden("the URL cannot be read") from error
-    if url.scheme not in {"http", "https"} or not url.host or not port:
-        raise MediaForbidden("the URL must begin with http:// or https:// and name a host")
-    if url.user is not None or url.password is not None:
-        raise MediaForbidden("the URL must not carry a user name or password")
-    return url.with_fragment(None)
+        raise MediaForbidden(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,14 +258,3 @@ def _failed(url: URL, reason: str) -> MediaFetchFailed:
 
 def _too_large(url: URL, max_bytes: int) -> MediaTooLarge:
     return MediaTooLarge(f"{url.host}: more than the limit of {max_bytes} bytes")
-
-
-def _plain_host(host: str) -> str:
-    return host.rstrip(".").lower()
-
-
-def _plain_address(text: str) -> Address:
-    """Return an address without its zone, and as IPv4 where IPv6 only wraps one."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return mapped or address

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from worker import outbound
 from worker.contract.errors import MediaExpired, MediaForbidden
+from worker.contract.guard import Guard
 from worker.contract.job import MediaRef, MediaType
 from worker.contract.s3 import TENANT, ObjectStore, media_key
 from worker.contract.settings import Settings
 from worker.media import sniff
 from worker.media.once import Memo, Once
-from worker.outbound import FetchLimits, Guard
+from worker.outbound import FetchLimits
 
 KNOWN_S = 600  # a URL or upload is taken to be the same bytes for so long
 FAILED_S = 5  # only so that those who waited for a dead URL need not each wait again
