@@ -17,7 +17,7 @@ from pydantic import (
 
 from worker.contract.job import Priority
 
-_MAX_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 _MAX_S = 30 * 86_400  # no wait and no record is longer
 
 Text64 = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -34,7 +34,7 @@ class MediaLink(_Strict):
 
     url: str | None = None
     file_id: str | None = None
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -75,6 +75,9 @@ class ChatMessage(_Strict):
     name: str | None = None
 
 
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+
+
 class VideoBody(_Strict):
     """How frames are sampled: `frames` in equal segments or `fps` per second, of the cut clip."""
 
@@ -93,21 +96,10 @@ class VideoBody(_Strict):
         return self
 
 
-class JobBody(_Strict):
-    """`POST /v1/jobs`: the OpenAI chat form (`messages`) or the ms-swift form (`query`)."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [
-        {"query": "<image>图片中有几只羊", "images": ["https://example.com/sheep.png"]},
-        {"messages": [{"role": "user", "content": [
-            {"type": "image_url", "image_url": {"url": "https://example.com/sheep.png"}},
-            {"type": "text", "text": "How many sheep are there?"}]}], "max_tokens": 64},
-    ]})  # fmt: skip
+class QuestionBody(_Strict):
+    """What every door takes beside the question itself."""
 
     model: str | None = Field(None, min_length=1, max_length=200)
-
-    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=1000)
-    query: str | None = None
-    history: list[tuple[str, str]] = Field(default_factory=list, max_length=500)
     images: list[str] | str = Field(default_factory=list)
     videos: list[str] | str = Field(default_factory=list)
 
@@ -116,7 +108,7 @@ class JobBody(_Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = Field(None, ge=0, le=_MAX_SEED)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     ignore_eos: bool | None = None
@@ -129,7 +121,6 @@ class JobBody(_Strict):
     priority: Priority = Priority.NORMAL
     start_deadline_s: float | None = Field(None, gt=0, le=_MAX_S)
     timeout_s: float | None = Field(None, gt=0, le=_MAX_S)
-    not_before: AwareDatetime | None = None
     retention_s: float | None = Field(None, ge=60, le=_MAX_S)
     metadata: Annotated[dict[Text64, Text512], Field(max_length=16)] = Field(default_factory=dict)
     video: VideoBody = VideoBody()
@@ -139,6 +130,22 @@ class JobBody(_Strict):
     def _is_unicode(cls, body: Any) -> Any:
         _refuse_surrogates(body)
         return body
+
+
+class JobBody(QuestionBody):
+    """`POST /v1/jobs`: the OpenAI chat form (`messages`) or the ms-swift form (`query`)."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [
+        {"query": "<image>图片中有几只羊", "images": ["https://example.com/sheep.png"]},
+        {"messages": [{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "https://example.com/sheep.png"}},
+            {"type": "text", "text": "How many sheep are there?"}]}], "max_tokens": 64},
+    ]})  # fmt: skip
+
+    messages: Messages | None = None
+    query: str | None = None
+    history: list[tuple[str, str]] = Field(default_factory=list, max_length=500)
+    not_before: AwareDatetime | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
