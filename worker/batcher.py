@@ -1,7 +1,8 @@
 """Which jobs are inside the engine at once. Knows no job record.
 
 Batching is continuous: a job enters as soon as there is room, whoever else is inside. Room is a
-number of slots and a budget of tokens (prompt + pictures + answer), first come, first served.
+number of slots and a budget of tokens (prompt + pictures + answer), first come, first served; an
+answer that somebody reads already goes before those that have not begun.
 """
 
 import asyncio
@@ -34,13 +35,19 @@ class Batcher:
         return len(self._inside)
 
     @contextlib.asynccontextmanager
-    async def room(self, tokens: int, *, alone: bool = False) -> AsyncIterator[None]:
+    async def room(
+        self, tokens: int, *, alone: bool = False, first: bool = False
+    ) -> AsyncIterator[None]:
         """Wait for room, and hold it while the block runs.
 
+        `first`: before all that wait, for a job that goes on with what it has streamed.
         `alone`: nobody else is inside meanwhile, for a job that is suspected of killing engines.
         """
         entry = _Entry(tokens, alone, asyncio.get_running_loop().create_future())
-        self._waiting.append(entry)
+        if first:
+            self._waiting.appendleft(entry)
+        else:
+            self._waiting.append(entry)
         self._admit()
         try:
             await entry.admitted

@@ -65,7 +65,8 @@ class ChatAttempt:
         """Generate the answer into the stream."""
         prompt = await self._prompt()
         is_suspect = self._hold.crashes >= _SUSPECT_CRASHES
-        async with self._batcher.room(self._cost(prompt), alone=is_suspect):
+        goes_on = bool(self._hold.emitted_ids) and not is_suspect  # who would hold up all others
+        async with self._batcher.room(self._cost(prompt), alone=is_suspect, first=goes_on):
             self._stream.begin(self._hold)
             self._began_at = time.monotonic()
             await self._generate(prompt)

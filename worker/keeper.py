@@ -20,12 +20,12 @@ EXIT_CONFIG = 78  # a setting or the model is wrong; starting again is no use (E
 EXIT_USAGE = 2  # so is the command line
 EXIT_GAVE_UP = 69  # what a supervisor ends with after giving up its child (EX_UNAVAILABLE)
 
-FIRST_PAUSE_S = 1.0
+FIRST_PAUSE_S = 1.0  # before the second start in a row; the first comes at once
 MAX_PAUSE_S = 60.0
 LONG_LIFE_S = 60.0  # who lived so long was well: pauses and counts begin anew
 MAX_ENGINE_DEATHS = 3
 ENGINE_DEATHS_S = 600.0
-MAX_FAILED_STARTS = 5  # about 15 s of trying, then whoever started us should know
+MAX_FAILED_STARTS = 6  # about 15 s of trying, then whoever started us should know
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class GaveUpError(Exception):
 
 @dataclass(slots=True)
 class RestartPolicy:
-    """How long to wait before the next start: 1, 2, 4 … 60 s, and when not to start at all."""
+    """How long to wait before the next start: 0, 1, 2 … 60 s, and when not to start at all."""
 
     _pause_s: float = 0.0
     _failed_starts: int = 0
@@ -57,7 +57,7 @@ class RestartPolicy:
 
         Raises:
             GaveUpError: (1) it said that starting it again is no use; (2) its engine died three
-                times in ten minutes; (3) it failed five times in a row, never running for a minute.
+                times in ten minutes; (3) it failed six times in a row, never running for a minute.
                 Being killed counts for none of them.
         """
         if lived_s >= LONG_LIFE_S:
@@ -68,8 +68,9 @@ class RestartPolicy:
             self._count_engine_death(words, now_s)
         elif status > 0:
             self._count_failed_start(status, words)
-        self._pause_s = min(max(self._pause_s * 2, FIRST_PAUSE_S), MAX_PAUSE_S)
-        return self._pause_s
+        pause_s = self._pause_s
+        self._pause_s = min(max(pause_s * 2, FIRST_PAUSE_S), MAX_PAUSE_S)
+        return pause_s
 
     def _count_engine_death(self, words: str, now_s: float) -> None:
         self._engine_deaths.append(now_s)

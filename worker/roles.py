@@ -7,6 +7,7 @@ from functools import partial
 from worker import commands, gpus
 from worker.children import Command
 from worker.commands import ChatOptions
+from worker.contract import broker
 from worker.contract.door import RedisDoor
 from worker.contract.settings import Settings
 from worker.contract.store import JobStore
@@ -49,10 +50,19 @@ def _run_one(settings: Settings, name: str, command: Callable[[str], Command]) -
 
 async def _supervise(settings: Settings, slots: Sequence[Slot]) -> None:
     door = RedisDoor(settings, max_connections=2)
+    store = JobStore(door)
+    tickets = broker.Tickets(broker.make_app(settings), store.published)
+
+    async def hand_back(owner: str) -> int:
+        given = await store.hand_back(owner)
+        for job_id, queue in given:  # at once, and before all that wait: their readers do, too
+            tickets.send(job_id, queue, urgent=True)
+        return len(given)
+
     try:
-        hand_back = JobStore(door).hand_back
         await run_until_signal(Supervisor(slots, hand_back, drain_s=settings.drain_s))
     finally:
+        await tickets.close()
         await door.close()
 
 

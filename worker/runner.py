@@ -82,7 +82,8 @@ class Runner:
 
     `begin` makes the work on a hold. `give_up_s` bounds how long a write is tried again while the
     store does not answer: a whole lease, after which the job is somebody else's. `why_cancelled`
-    says what a cancellation from outside means: None gives the job back (drain, shutdown).
+    says what a cancellation from outside means: None gives the job back (drain, shutdown). `send`
+    publishes the ticket of a job that went back.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Runner:
         owner: str,
         give_up_s: float,
         why_cancelled: Callable[[], Stop | None],
+        send: Callable[[Hold], None],
     ) -> None:
         self._store = store
         self._holds = holds
@@ -103,6 +105,7 @@ class Runner:
         self._owner = owner
         self._give_up_s = give_up_s
         self._why_cancelled = why_cancelled
+        self._send = send
 
     async def run(self, job_id: str) -> Verdict:
         """Do what a ticket asks for. Being cancelled from outside gives the job back."""
@@ -171,7 +174,8 @@ class Runner:
     ) -> Verdict:
         if unwritten:  # what the next attempt goes on from
             await self._persist(lambda: self._store.append(unwritten))
-        await self._persist(lambda: self._store.release(hold, crash))
+        if await self._persist(lambda: self._store.release(hold, crash)):
+            self._send(hold)
         return Verdict.GIVEN_BACK
 
     async def _persist(self, write: Callable[[], Awaitable[T]]) -> T:

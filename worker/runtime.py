@@ -16,7 +16,7 @@ from celery import Celery
 
 from worker.batcher import Batcher
 from worker.chat import ChatAttempt, estimate_tokens
-from worker.contract import broker
+from worker.contract import broker, keys
 from worker.contract.door import RedisDoor
 from worker.contract.errors import EngineFailed, StoreUnavailable
 from worker.contract.job import Hold, Lane, MediaProfile, PreparedMedia
@@ -89,7 +89,11 @@ class Base:
             owner=self._me.owner,
             give_up_s=self._settings.lease_s,
             why_cancelled=why_cancelled,
+            send=self._send_again,
         )
+
+    def _send_again(self, hold: Hold) -> None:
+        self._tickets.send(hold.job_id, keys.queue_of(hold), urgent=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

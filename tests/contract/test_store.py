@@ -512,13 +512,14 @@ async def test_handing_back_touches_only_the_dead_owners_jobs(store: JobStore, r
     await claim(store, gone_on.job_id, "alive")
     other = await running(store, owner="alive")
 
-    count = await store.hand_back("dead")
+    tickets = await store.hand_back("dead")
 
     statuses = [(await reader.get(hold.job_id))["status"] for hold in mine]
-    assert (count, statuses) == (3, ["queued"] * 3)
+    assert set(tickets) == {(hold.job_id, QUEUE) for hold in mine}
+    assert statuses == ["queued"] * 3
     assert (await reader.get(other.job_id))["status"] == "in_progress"
     assert (await reader.get(gone_on.job_id))["status"] == "in_progress"
-    assert await store.hand_back("dead") == 0
+    assert await store.hand_back("dead") == ()
 
 
 # --- what is due ----------------------------------------------------------------------------------

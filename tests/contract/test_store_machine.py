@@ -122,11 +122,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(owner=OWNERS)
     def hand_back(self, owner: str) -> None:
-        count = self.runner.run(self.store.hand_back(owner))
+        tickets = self.runner.run(self.store.hand_back(owner))
 
-        lost = [j for j in self.expected.values() if j.fence and j.owner == owner]
-        assert count == len(lost)
-        for job in lost:
+        lost = {id_: j for id_, j in self.expected.items() if j.fence and j.owner == owner}
+        assert {job_id for job_id, _ in tickets} == lost.keys()
+        for job in lost.values():
             self._goes_back(job, crashed=True)
 
     @rule(job_id=jobs)

@@ -10,13 +10,13 @@ from worker.batcher import Batcher
 class Guest:
     """A job that asks for room and stays until it is told to leave."""
 
-    def __init__(self, batcher: Batcher, tokens: int = 1, *, alone: bool = False) -> None:
+    def __init__(self, batcher: Batcher, tokens: int = 1, **how: bool) -> None:
         self.is_inside = False
         self._leave = asyncio.Event()
-        self.task = asyncio.create_task(self._stay(batcher, tokens, alone=alone))
+        self.task = asyncio.create_task(self._stay(batcher, tokens, how))
 
-    async def _stay(self, batcher: Batcher, tokens: int, *, alone: bool) -> None:
-        async with batcher.room(tokens, alone=alone):
+    async def _stay(self, batcher: Batcher, tokens: int, how: dict[str, bool]) -> None:
+        async with batcher.room(tokens, **how):
             self.is_inside = True
             await self._leave.wait()
         self.is_inside = False
@@ -102,6 +102,17 @@ async def test_a_suspect_is_alone():
     assert during == [True, False]
     assert await inside(after) == [True]
     await finish(after)
+
+
+async def test_one_that_goes_on_is_before_those_that_have_not_begun():
+    batcher = Batcher(1, 100)
+    a, waiting, goes_on = Guest(batcher), Guest(batcher), Guest(batcher, first=True)
+    await settle()
+
+    await a.leave()
+
+    assert await inside(waiting, goes_on) == [False, True]
+    await finish(goes_on, waiting)
 
 
 async def test_a_waiter_that_is_cancelled_blocks_nobody():

@@ -34,12 +34,12 @@ async def keep() -> AsyncIterator[Callable[..., Keeper]]:
     await asyncio.gather(*(one.stop(0.1) for one in kept))
 
 
-def test_pauses_double_up_to_a_minute():
+def test_the_first_restart_is_at_once_and_pauses_double_up_to_a_minute():
     policy = RestartPolicy()
 
     pauses = [policy.after(KILLED, 0.1, "", now_s=n) for n in range(8)]
 
-    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert pauses == [0, 1, 2, 4, 8, 16, 32, 60]
 
 
 def test_a_life_of_a_minute_makes_the_pauses_begin_anew():
@@ -47,7 +47,7 @@ def test_a_life_of_a_minute_makes_the_pauses_begin_anew():
     for _ in range(4):
         policy.after(KILLED, 59.9, "", now_s=0)
 
-    assert policy.after(KILLED, 60.0, "", now_s=0) == 1
+    assert policy.after(KILLED, 60.0, "", now_s=0) == 0
 
 
 @pytest.mark.parametrize("status", [keeper.EXIT_CONFIG, keeper.EXIT_USAGE, keeper.EXIT_GAVE_UP])
@@ -74,12 +74,12 @@ def test_engine_deaths_older_than_ten_minutes_do_not_count():
         policy.after(keeper.EXIT_RESTART, 100, "", now_s=now_s)
 
 
-def test_five_failed_starts_in_a_row_are_enough():
+def test_six_failed_starts_in_a_row_are_enough():
     policy = RestartPolicy()
-    for _ in range(4):
+    for _ in range(5):
         policy.after(1, 0.5, "", now_s=0)
 
-    with pytest.raises(GaveUpError, match=r"failed 5 times in a row.*: no Redis") as caught:
+    with pytest.raises(GaveUpError, match=r"failed 6 times in a row.*: no Redis") as caught:
         policy.after(1, 0.5, "no Redis", now_s=0)
 
     assert caught.value.status == 1
@@ -88,7 +88,7 @@ def test_five_failed_starts_in_a_row_are_enough():
 def test_failures_with_a_long_life_between_are_not_in_a_row():
     policy = RestartPolicy()
 
-    for lived_s in (0.5, 0.5, 0.5, 0.5, 61, 0.5, 0.5, 0.5):
+    for lived_s in (0.5, 0.5, 0.5, 0.5, 0.5, 61, 0.5, 0.5, 0.5):
         policy.after(1, lived_s, "", now_s=0)
 
 

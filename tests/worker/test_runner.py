@@ -14,6 +14,7 @@ from worker.chat import ChatAttempt, estimate_tokens
 from worker.contract.door import RedisDoor
 from worker.contract.errors import EngineDied, MediaUnreadable, StoreUnavailable
 from worker.contract.job import Hold, Lane, PreparedMedia, Priority, Stage
+from worker.contract.keys import queue_of
 from worker.contract.live import Orders
 from worker.contract.reader import JobReader
 from worker.contract.s3 import ObjectStore
@@ -65,6 +66,7 @@ class House:
     door: RedisDoor
     runner: Runner
     why: list[Stop | None]
+    sent_again: list[str]
 
     async def run(self, job_id: str) -> Verdict:
         async with asyncio.timeout(LIMIT_S):
@@ -92,6 +94,7 @@ async def house(make_settings: MakeSettings) -> AsyncIterator[House]:
     holds = Holds(store, orders, LEASE_S)
     stream, batcher = DeltaStream(store, holds.lose), Batcher(8, 10**6)
     why: list[Stop | None] = [None]
+    sent_again: list[str] = []
     await engine.start()
 
     def begin(hold: Hold) -> ChatAttempt:
@@ -102,10 +105,10 @@ async def house(make_settings: MakeSettings) -> AsyncIterator[House]:
 
     runner = Runner(
         store, holds, begin, lane=Lane.CHAT, owner="me", give_up_s=LEASE_S,
-        why_cancelled=lambda: why[0],
+        why_cancelled=lambda: why[0], send=lambda hold: sent_again.append(hold.job_id),
     )  # fmt: skip
     tasks = [asyncio.create_task(holds.run()), asyncio.create_task(stream.run())]
-    yield House(store, JobReader(door), holds, engine, door, runner, why)
+    yield House(store, JobReader(door), holds, engine, door, runner, why, sent_again)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -250,6 +253,7 @@ async def test_a_dead_engine_counts_against_the_job_and_it_goes_on(house: House)
     job = await house.job(job_id)
     assert (first, second) == (Verdict.GIVEN_BACK, Verdict.COMPLETED)
     assert (job["output"]["text"], job["attempt"]) == ("one two three", 2)
+    assert house.sent_again == [job_id]
 
 
 async def test_an_engine_that_died_before_a_job_came_to_it_does_not_count_against_the_job(
@@ -317,7 +321,7 @@ def media(house: House) -> MediaHouse:
 
     runner = Runner(
         house.store, house.holds, begin, lane=Lane.MEDIA, owner="me", give_up_s=LEASE_S,
-        why_cancelled=lambda: None,
+        why_cancelled=lambda: None, send=lambda hold: sent.append((hold.job_id, queue_of(hold))),
     )  # fmt: skip
     return MediaHouse(house, outcomes, sent, runner)
 
@@ -355,6 +359,7 @@ async def test_a_store_that_is_away_is_no_ones_fault(media: MediaHouse):
 
     record = await media.house.door.redis.hgetall(media.house.door.key("job", job_id))
     assert (first, second) == (Verdict.GIVEN_BACK, Verdict.HANDED_ON)
+    assert media.sent == [(job_id, "media"), (job_id, "chat.echo.normal")]
     assert record["crashes"] == "0"
 
 

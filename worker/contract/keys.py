@@ -29,7 +29,7 @@ one Redis (or a primary with replicas), not a cluster; kombu's Redis transport h
     ctl:<owner>     channel ids of jobs that a worker shall drop
 """
 
-from worker.contract.job import Lane, Priority
+from worker.contract.job import Hold, Lane, Priority
 
 MEDIA_QUEUE = "media"
 
@@ -53,6 +53,13 @@ def chat_queue(model: str, priority: Priority) -> str:
 def chat_queues(model: str) -> tuple[str, ...]:
     """Return the model's queues, the most urgent class first."""
     return tuple(chat_queue(model, priority) for priority in Priority)
+
+
+def queue_of(hold: Hold) -> str:
+    """Return the queue that a held job came from and goes back to."""
+    if hold.lane is Lane.MEDIA:
+        return MEDIA_QUEUE
+    return chat_queue(hold.request.model, hold.spec.priority)
 
 
 def first_lane(*, has_media: bool) -> Lane:

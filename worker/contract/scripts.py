@@ -340,19 +340,20 @@ give_back(ARGV[2], ARGV[4] ~= '' and ARGV[4], tonumber(ARGV[5]), ARGV[6])
 return 1
 """
 
-# → ids given back: everything a dead process held
+# → {id, queue} of each job given back: everything a dead process held
 HAND_BACK = """
 -- owner, max crashes, error of the last crash, error of this one (JSON)
-local ids = redis.call('SMEMBERS', P..'owned:'..ARGV[2])
-for _, id in ipairs(ids) do
-  local r = redis.call('HMGET', P..'job:'..id, 'held', 'owner')
+local given = {}
+for _, id in ipairs(redis.call('SMEMBERS', P..'owned:'..ARGV[2])) do
+  local r = redis.call('HMGET', P..'job:'..id, 'held', 'owner', 'queue')
   if r[1] == '1' and r[2] == ARGV[2] then
     give_back(id, ARGV[5], tonumber(ARGV[3]), ARGV[4])
+    given[#given + 1] = {id, r[3]}
   end
 end
 redis.call('DEL', P..'owned:'..ARGV[2], P..'worker:'..ARGV[2])
 redis.call('ZREM', P..'workers', ARGV[2])
-return ids
+return given
 """
 
 # → {jobs ahead, ms until it starts}, -1 where that is not known

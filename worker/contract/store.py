@@ -252,9 +252,13 @@ class JobStore:
             await self._door.call("release", hold.job_id, hold.fence, why, keys.MAX_CRASHES, _DEAD)
         )
 
-    async def hand_back(self, owner: str) -> int:
-        """Give back everything that a dead process held; return how many jobs that were."""
-        return len(await self._door.call("hand_back", owner, keys.MAX_CRASHES, _DEAD, _KILLED))
+    async def hand_back(self, owner: str) -> tuple[tuple[str, str], ...]:
+        """Give back everything that a dead process held; return the tickets (job id, queue).
+
+        They stand in the outbox: whoever publishes them at once spares the jobs a sweep's wait.
+        """
+        given = await self._door.call("hand_back", owner, keys.MAX_CRASHES, _DEAD, _KILLED)
+        return tuple((job_id, queue) for job_id, queue in given)
 
     async def cancel(self, job_id: str) -> str:
         """Ask for the end of a job.
