@@ -33,8 +33,9 @@ class Verdict:
     """What one fault did.
 
     `half_accepted` are jobs that exist although no caller was told 202: one whose answer was lost
-    on the way. `takeover_s` is the longest time from a strike to the next attempt at a job that it
-    interrupted, `longest_s` from a 202 to the end. `troubles` has one line per broken promise.
+    on the way. `takeovers_s` are the times from a strike to the next attempt at a job that it
+    interrupted, ascending; `longest_s` is the longest from a 202 to the end. `troubles` has one
+    line per broken promise.
     """
 
     fault: str
@@ -50,11 +51,16 @@ class Verdict:
     refusals: int = 0
     cuts: int = 0
     more_attempts: int = 0
-    takeover_s: float = 0.0
+    takeovers_s: list[float] = field(default_factory=list)
     longest_s: float = 0.0
     wall_s: float = 0.0
     codes: dict[str, int] = field(default_factory=dict)
     troubles: list[str] = field(default_factory=list)
+
+    def takeover_s(self, share: float) -> float:
+        """Return the take-over time that this share of them did not exceed, 0 for none."""
+        last = len(self.takeovers_s) - 1
+        return self.takeovers_s[round(share * last)] if self.takeovers_s else 0.0
 
     @property
     def is_clean(self) -> bool:
@@ -99,6 +105,7 @@ def judge(
     verdict.half_accepted = len(records.keys() - told)
     for record in records.values():
         _examine(verdict, record, strikes_ms)
+    verdict.takeovers_s.sort()
     return verdict
 
 
@@ -147,20 +154,20 @@ def _examine(verdict: Verdict, record: Record, strikes_ms: Sequence[int]) -> Non
         verdict.torn += 1
         verdict.troubles.append(f"{record.job_id}: the stream is not the answer")
     verdict.more_attempts += max(0, record.attempt - 1)
-    verdict.takeover_s = max(verdict.takeover_s, _takeover_s(record, strikes_ms))
+    verdict.takeovers_s += _takeovers_s(record, strikes_ms)
 
 
-def _takeover_s(record: Record, strikes_ms: Sequence[int]) -> float:
-    """Return the longest time from a strike to the claim that went on after it."""
+def _takeovers_s(record: Record, strikes_ms: Sequence[int]) -> list[float]:
+    """Return the times from the first strike on an attempt to the claim that went on after it."""
     claims: dict[int, int] = {}
     for event in record.events:
         if event.kind == "status":
             said = json.loads(event.data)
             if said["status"] == "in_progress":
                 claims.setdefault(said["attempt"], said["at"])
-    longest = 0.0
+    found = []
     for before, after in pairwise(sorted(claims.values())):
         struck = bisect_right(strikes_ms, before)
         if struck < len(strikes_ms) and strikes_ms[struck] <= after:
-            longest = max(longest, (after - strikes_ms[struck]) / 1000)
-    return longest
+            found.append((after - strikes_ms[struck]) / 1000)
+    return found

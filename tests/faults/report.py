@@ -22,15 +22,19 @@ COLUMNS = (
     ("refused or 503", "refusals"),
     ("streams resumed", "cuts"),
     ("attempts beyond 1st", "more_attempts"),
-    ("take-over max s", "takeover_s"),
+    ("take-over p50 s", "takeover_p50_s"),
+    ("p99 s", "takeover_p99_s"),
+    ("worst s", "takeover_max_s"),
     ("202 to end max s", "longest_s"),
 )
+TAKEOVERS = {"takeover_p50_s": 0.5, "takeover_p99_s": 0.99, "takeover_max_s": 1.0}
 TROUBLES_SHOWN = 10
 
 
 def cells(verdict: Verdict) -> list[str]:
     """Return one row of the table."""
-    values = [getattr(verdict, name) for _, name in COLUMNS]
+    percentiles = {name: verdict.takeover_s(share) for name, share in TAKEOVERS.items()}
+    values = [percentiles.get(name, getattr(verdict, name, "")) for _, name in COLUMNS]
     return [f"{value:.1f}" if isinstance(value, float) else str(value) for value in values]
 
 

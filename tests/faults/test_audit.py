@@ -128,4 +128,4 @@ def test_a_take_over_is_measured_from_the_strike_that_it_follows():
 
     verdict = judge("x", [], {"job_0": taken_over}, [500, STRUCK_MS, 5_000])
 
-    assert (verdict.takeover_s, verdict.more_attempts) == (0.7, 1)
+    assert (verdict.takeovers_s, verdict.more_attempts) == ([0.7], 1)
