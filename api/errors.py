@@ -1,6 +1,8 @@
 """Every error as OpenAI's envelope with its status: one table, used by every door."""
 
 import logging
+import math
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +15,9 @@ from starlette.exceptions import HTTPException
 from worker.contract.errors import InvalidRequest, JobError, kind_of
 
 _log = logging.getLogger(__name__)
-_RETRY_AFTER_S = "2"
+_RETRY_AFTER_S = 2  # where nothing measured says better
+_MAX_RETRY_AFTER_S = 60
+_COME_BACK = frozenset({429, 503})
 
 STATUS = {
     "invalid_request": 400,
@@ -78,8 +82,25 @@ def install(app: FastAPI) -> None:
 def respond(error: JobError) -> JSONResponse:
     """Return the response for one of our errors."""
     status = STATUS.get(error.code, 500)
-    headers = {"Retry-After": _RETRY_AFTER_S} if status in {429, 503} else None
-    return JSONResponse({"error": error.as_dict()}, status, headers)
+    return JSONResponse({"error": error.as_dict()}, status, _when_to_come_back(status, error))
+
+
+def _when_to_come_back(status: int, error: JobError) -> dict[str, str] | None:
+    if status not in _COME_BACK:
+        return None
+    wait_s = math.ceil(error.retry_after_s or _RETRY_AFTER_S)
+    return {"Retry-After": str(min(max(wait_s, 1), _MAX_RETRY_AFTER_S))}
+
+
+def respond_failed(job: Mapping[str, Any]) -> JSONResponse:
+    """Return the response for a job that ended without an answer, for a call that waited.
+
+    The job has had its attempts: OpenAI's clients, which repeat what failed with a 5xx, shall not.
+    """
+    status = STATUS.get(job["error"]["code"], 500)
+    may_go_better = status in _COME_BACK
+    headers = {"Retry-After": str(_RETRY_AFTER_S)} if may_go_better else {"x-should-retry": "false"}
+    return JSONResponse({"error": job["error"]}, status, headers)
 
 
 async def _job_error(_: Request, error: Exception) -> JSONResponse:

@@ -801,6 +801,21 @@ async def test_a_full_queue_takes_no_more_of_any_class(make_settings: Any):
     await door.close()
 
 
+async def test_a_full_queue_tells_the_measured_pace(make_settings: Any):
+    door = RedisDoor(make_settings(FOREBAY_QUEUE_MAX_JOBS=1))
+    store = JobStore(door)
+    await submit(store)
+    with pytest.raises(QueueFull) as unmeasured:
+        await submit(store)
+    await door.command("HSET", door.key("pace", f"chat.{MODEL}"), "starts", 2, "ms", 9000)
+
+    with pytest.raises(QueueFull) as measured:
+        await submit(store)
+
+    assert (unmeasured.value.retry_after_s, measured.value.retry_after_s) == (None, 4.5)
+    await door.close()
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 

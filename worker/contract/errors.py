@@ -14,15 +14,19 @@ class JobError(Exception):
         code: stable and public, snake_case.
         retryable: True where the same job may well succeed on another attempt.
         param: the part of the request that is to blame, such as `messages[0].content[1]`, or None.
+        retry_after_s: when it may go better, None where nobody can tell.
     """
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.retry_after_s = retry_after_s
 
     def as_dict(self) -> dict[str, str | None]:
         """Return the error as it stands in a job: message, type, param, code."""

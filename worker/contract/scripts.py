@@ -172,7 +172,7 @@ end
 """
 
 # → {'ok', created at, jobs ahead, ms until it starts or -1} | {'later'}
-#   | {'replay', job id, body hash} | {'full', jobs that wait}
+#   | {'replay', job id, body hash} | {'full', jobs that wait, ms until one starts or -1}
 # Said again after a lost answer, it is the same job: 'later' where it has left its queue since.
 SUBMIT = """
 -- id, queue, lane, stage, idem key or '', body hash, idem_s, limit, not_before_ms,
@@ -194,7 +194,9 @@ end
 local first = 13 + tonumber(ARGV[12])
 local waiting = 0
 for i = 13, first - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..ARGV[i]) end
-if waiting >= tonumber(ARGV[9]) then return {'full', waiting} end
+if waiting >= tonumber(ARGV[9]) then
+  return {'full', waiting, math.floor(gap_ms(ARGV[13]:match('^(.*)%.')) or -1)}
+end
 redis.call('HSET', P..'job:'..id, 'status', 'queued', 'stage', stage, 'lane', lane, 'queue', queue,
            'created_at', at, 'queued_at', math.max(at, not_before), 'seq', 1, 'base', 1,
            'attempt', 0, 'fence', 0, 'crashes', 0, 'held', 0, unpack(ARGV, first))

@@ -134,8 +134,11 @@ class JobStore:
                 if old_hash != body_hash:
                     raise IdempotencyConflict("this Idempotency-Key was used with another body")
                 return Submitted(old_id, None)
-            case ["full", waiting]:
-                raise QueueFull(f"{waiting} jobs wait for this model already; try again later")
+            case ["full", waiting, gap_ms]:
+                raise QueueFull(
+                    f"{waiting} jobs wait for this model already; try again later",
+                    retry_after_s=view.eta_s(gap_ms),
+                )
             case ["ok", at, ahead, eta_ms]:
                 eta_s = view.eta_s(eta_ms)
                 job = view.public(job_id, _queued(new, at), position=ahead, eta_s=eta_s)
