@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI
 from api import errors, health, jobs, metrics, stream, uploads
 from api.deps import Contract, authorized
 from api.limits import BodyLimit
+from api.request_id import RequestId
 from worker.contract import broker, log, settings
 from worker.contract.door import RedisDoor
 from worker.contract.intake import Intake
@@ -31,6 +32,7 @@ def create_app() -> FastAPI:
     )  # fmt: skip
     app.state.settings = config
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    app.add_middleware(RequestId)  # the last one is the outermost
     errors.install(app)
     app.include_router(health.health)
     for router in (jobs.router, stream.router, uploads.router, health.models, metrics.router):

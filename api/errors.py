@@ -162,4 +162,6 @@ async def _fault(request: Request, error: Exception) -> JSONResponse:
         "param": None,
         "code": "internal",
     }
-    return JSONResponse({"error": body}, 500)
+    # This answer does not pass the middleware that puts the id on all others.
+    headers = {"x-request-id": getattr(request.state, "request_id", "")}
+    return JSONResponse({"error": body}, 500, headers)

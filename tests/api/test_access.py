@@ -104,3 +104,22 @@ async def test_the_api_documents_itself(http: httpx.AsyncClient):
 @pytest.mark.parametrize("path", ["/health/live", "/v1/models"])
 async def test_no_answer_names_the_server_program(http: httpx.AsyncClient, path: str):
     assert "server" not in (await http.get(path)).headers
+
+
+@pytest.mark.parametrize(("given", "is_kept"), [
+    ("trace-1/a.b:c", True), ("x" * 128, True), ("x" * 129, False), ("", False), ("a b", False),
+    ("a\tb", False),
+])  # fmt: skip
+async def test_every_answer_has_a_request_id(http: httpx.AsyncClient, given: str, is_kept: bool):
+    answers = [
+        await http.get("/health/live", headers={"x-request-id": given}),
+        await http.get("/nowhere", headers={"x-request-id": given}),
+        await http.post("/v1/jobs", json={"nonsense": 1}, headers={"x-request-id": given}),
+        await http.post("/v1/jobs", content=b"x" * 3_000_000, headers={"x-request-id": given}),
+    ]
+
+    assert [r.status_code for r in answers] == [200, 404, 400, 413]
+    for answer in answers:
+        (request_id,) = answer.headers.get_list("x-request-id")
+        assert request_id == given if is_kept else request_id.startswith("req_")
+    assert len({r.headers["x-request-id"] for r in answers}) == (1 if is_kept else 4)
