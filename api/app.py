@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 
-from api import errors, health, jobs, metrics, stream, uploads
+from api import errors, health, jobs, metrics, models, stream, uploads
 from api.deps import Contract, authorized
 from api.limits import BodyLimit
 from api.request_id import RequestId
@@ -35,8 +35,8 @@ def create_app() -> FastAPI:
     app.add_middleware(RequestId)  # the last one is the outermost
     errors.install(app)
     app.include_router(health.health)
-    for router in (jobs.router, stream.router, uploads.router, health.models, metrics.router):
-        app.include_router(router, dependencies=[Depends(authorized)])
+    for room in (jobs, stream, models, uploads, metrics):
+        app.include_router(room.router, dependencies=[Depends(authorized)])
     return app
 
 

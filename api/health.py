@@ -1,16 +1,15 @@
-"""Alive and ready, and which models are served."""
+"""Alive and ready."""
 
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from api.deps import Contract, Uses
-from api.schemas import ERRORS, ModelList, Ready
+from api.deps import Uses
+from api.schemas import Ready
 from worker.contract.errors import StoreUnavailable
 
 health = APIRouter(prefix="/health", tags=["health"])
-models = APIRouter(prefix="/v1/models", tags=["models"], responses=ERRORS)
 
 
 @health.get("/live")
@@ -52,28 +51,3 @@ def _reason(workers: list[dict[str, Any]], roles: dict[str, dict[str, int]]) -> 
             return f"a {worker['role']} worker failed: {worker['reason']}"
     missing = [role for role, states in roles.items() if not states.get("ready")]
     return f"no {' and no '.join(missing)} worker is ready"
-
-
-@models.get("", response_model=ModelList)
-async def list_models(uses: Uses) -> Response:
-    """List the models, the default one first."""
-    cards, ready_names = await uses.models.cards(), await _ready_names(uses)
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": [_model(name, card, name in ready_names) for name, card in cards.items()],
-        }
-    )
-
-
-async def _ready_names(uses: Contract) -> set[str]:
-    return {w["model"] for w in await uses.registry.workers() if w["state"] == "ready"}
-
-
-def _model(name: str, card: dict[str, Any], is_ready: bool) -> dict[str, Any]:
-    return {
-        "id": name, "object": "model", "created": 0, "owned_by": "forebay", "is_chat": True,
-        "is_multimodal": card.get("is_multimodal"), "engine": card.get("engine"),
-        "context_tokens": card.get("context_tokens"), "options": card.get("options"),
-        "status": "ready" if is_ready else "loading",
-    }  # fmt: skip

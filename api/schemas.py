@@ -1,6 +1,6 @@
 """HTTP-only views, for the OpenAPI document. Responses are made by `contract.view`."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -61,8 +61,25 @@ class Ready(BaseModel):
     queued: dict[str, int] = {}
 
 
-class ModelList(BaseModel):
-    """The served models."""
+class ModelView(BaseModel):
+    """A served model. What only its worker knows is null until one has announced it."""
 
-    object: str
-    data: list[dict[str, Any]]
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    aliases: list[str]
+    is_chat: bool
+    is_multimodal: bool | None
+    engine: str | None
+    context_tokens: int | None
+    options: list[str] | None
+    status: Literal["ready", "loading"]
+
+
+class ModelList(BaseModel):
+    """The served models, the default one first."""
+
+    object: Literal["list"]
+    data: list[ModelView]
+

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from openai.types import Model
 
+from tests.support.openai_types import check
 from tests.support.processes import Service
 from worker.server import RunningServer
 
@@ -85,9 +87,13 @@ async def test_models_are_listed_as_openai_lists_them(http: httpx.AsyncClient):
     listed = (await http.get("/v1/models")).json()
 
     (model,) = listed["data"]
+    check(model, Model)
     assert listed["object"] == "list"
     assert (model["id"], model["object"], model["status"]) == ("echo", "model", "ready")
     assert (model["is_chat"], model["is_multimodal"]) == (True, True)
+    assert model["created"] > 1_700_000_000
+    assert (await http.get("/v1/models/echo")).json() == model
+    assert (await http.get("/v1/models/gpt-4")).json()["error"]["code"] == "model_not_found"
 
 
 async def test_the_api_documents_itself(http: httpx.AsyncClient):
@@ -123,3 +129,16 @@ async def test_every_answer_has_a_request_id(http: httpx.AsyncClient, given: str
         (request_id,) = answer.headers.get_list("x-request-id")
         assert request_id == given if is_kept else request_id.startswith("req_")
     assert len({r.headers["x-request-id"] for r in answers}) == (1 if is_kept else 4)
+
+
+@pytest.mark.parametrize("name", ["InternVL2-2B", "internvl2_2b", "INTERNVL2.2b"])
+async def test_a_model_is_known_by_its_aliases(start_api: StartApi, name: str):
+    api = start_api(FOREBAY_MODELS="InternVL2-2B,org/Other")
+
+    async with httpx.AsyncClient(base_url=api.url) as http:
+        shown = await http.get(f"/v1/models/{name}")
+        job = await http.post("/v1/jobs", json={"query": "q", "model": name})
+
+    assert (shown.json()["id"], shown.json()["status"]) == ("InternVL2-2B", "loading")
+    assert "internvl2_2b" in shown.json()["aliases"]
+    assert job.json()["model"] == "InternVL2-2B"

@@ -26,7 +26,18 @@ async def test_a_process_that_announced_itself_is_alive_until_it_signs_off(door:
 
     assert [worker["owner"] for worker in both] == ["a", "b"]
     assert [worker["owner"] for worker in await registry.workers()] == ["b"]
-    assert await registry.models() == {"echo": CARD}
+    assert (await registry.models())["echo"].items() >= CARD.items()
+
+
+async def test_a_model_was_made_when_it_was_first_announced(door: RedisDoor):
+    registry = Registry(door)
+    now_s, _ = await door.command("TIME")
+    await registry.announce("a", info("a"), CARD)
+    await door.command("HSET", door.key("models_at"), "echo", now_s - 60)
+
+    await registry.announce("b", info("b"), CARD)
+
+    assert (await registry.models())["echo"]["created"] == now_s - 60
 
 
 async def test_a_silent_process_is_forgotten(door: RedisDoor):

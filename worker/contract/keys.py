@@ -20,6 +20,7 @@ one Redis (or a primary with replicas), not a cluster; kombu's Redis transport h
     gone:<id>       string  tombstone of an erased job
     idem:<key>      hash    idempotency key → job id, hash of the body
     models          hash    served name → card of the model (JSON)
+    models_at       hash    served name → second in which it was first announced
     worker:<owner>  string  a process's heartbeat (JSON), expires by itself
     workers         zset    owners by last heartbeat
     pace:<group>    hash    starts and the ms they took, of `media` or `chat.<model>`, for the ETA

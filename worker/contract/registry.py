@@ -25,6 +25,7 @@ class Registry:
             pipe.zremrangebyscore(self._door.key("workers"), "-inf", now_s - _FORGET_S)
             if card is not None:
                 pipe.hset(self._door.key("models"), card["model"], dump(card))
+                pipe.hsetnx(self._door.key("models_at"), card["model"], now_s)
             await self._door.guard(pipe.execute())
 
     async def sign_off(self, owner: str) -> None:
@@ -43,9 +44,18 @@ class Registry:
         return [json.loads(text) for text in said if text]
 
     async def models(self) -> dict[str, dict[str, Any]]:
-        """Return the card of every model that a worker has ever announced, by served name."""
-        cards = await self._door.command("HGETALL", self._door.key("models"))
-        return {name: json.loads(card) for name, card in cards.items()}
+        """Return the card of every model that a worker has ever announced, by served name.
+
+        Each with `created`, the second in which that happened first.
+        """
+        async with self._door.redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(self._door.key("models"))
+            pipe.hgetall(self._door.key("models_at"))
+            cards, moments = await self._door.guard(pipe.execute())
+        return {
+            name: json.loads(card) | {"created": int(moments.get(name, 0))}
+            for name, card in cards.items()
+        }
 
     async def depths(self) -> dict[str, int]:
         """Return how many jobs wait in each queue."""
