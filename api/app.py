@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 
-from api import errors, health, jobs, metrics, models, stream, uploads
+from api import chat, completions, errors, health, jobs, metrics, models, stream, uploads
 from api.deps import Contract, authorized
 from api.limits import BodyLimit
 from api.request_id import RequestId
@@ -35,7 +35,7 @@ def create_app() -> FastAPI:
     app.add_middleware(RequestId)  # the last one is the outermost
     errors.install(app)
     app.include_router(health.health)
-    for room in (jobs, stream, models, uploads, metrics):
+    for room in (jobs, stream, chat, completions, models, uploads, metrics):
         app.include_router(room.router, dependencies=[Depends(authorized)])
     return app
 

@@ -45,9 +45,15 @@ STATUS = {
     "media_unsupported": 415,
     "queue_full": 429,
     "internal": 500,
+    "engine_error": 500,
+    "engine_died": 500,
+    "out_of_memory": 500,
+    "worker_lost": 500,
     "store_unavailable": 503,
+    "deadline_exceeded": 504,
+    "timeout": 504,
 }
-"""Code to HTTP status. Codes that only ever stand in a failed job are not here."""
+"""Code to HTTP status: of a refused call, or of a call that waited for a job that failed."""
 
 
 class Unauthorized(JobError):

@@ -8,7 +8,7 @@ from api.errors import ErrorView
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorView}
-    for code in (400, 401, 404, 405, 409, 410, 413, 415, 429, 500, 503)
+    for code in (400, 401, 404, 405, 409, 410, 413, 415, 429, 500, 503, 504)
 }  # fmt: skip
 
 
@@ -83,3 +83,37 @@ class ModelList(BaseModel):
     object: Literal["list"]
     data: list[ModelView]
 
+
+class Usage(BaseModel):
+    """Token counts of a call: prompts once, answers of all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Completion(BaseModel):
+    """The answer of a chat or text completion, one choice for each of its jobs."""
+
+    id: str
+    object: Literal["chat.completion", "text_completion"]
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+    usage: Usage
+    system_fingerprint: str | None
+
+
+COMPLETION: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": Completion,
+        "description": "The answer; with stream=true its chunks, then [DONE].",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "headers": {
+            "x-forebay-job-id": {
+                "description": "The ids of the jobs, one per choice, commas between.",
+                "schema": {"type": "string"},
+            }
+        },
+    }
+}

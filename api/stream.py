@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=ERRORS)
 PING_S = 10.0
 """Every proxy in the field keeps an idle stream open for at least 15 s."""
 
-_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse)
@@ -34,8 +34,8 @@ async def events(
     """Stream a job: status changes, text deltas, and last the whole job."""
     after = cursor_of(last_event_id, starting_after)
     record = await uses.reader.record(job_id)
-    frames = _with_pings(_frames(job_id, record, after, uses))
-    return StreamingResponse(frames, media_type="text/event-stream", headers=_HEADERS)
+    frames = with_pings(_frames(job_id, record, after, uses))
+    return StreamingResponse(frames, media_type="text/event-stream", headers=HEADERS)
 
 
 async def _frames(
@@ -70,7 +70,7 @@ def _dump(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-async def _with_pings(frames: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+async def with_pings(frames: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
     """Pass frames on; say something at least every PING_S, so that proxies keep the line open."""
     upcoming = asyncio.ensure_future(anext(frames, None))
     try:

@@ -26,6 +26,8 @@ async def test_a_call_needs_one_of_the_keys_where_there_are_any(start_api: Start
             await http.post("/v1/jobs", json={"query": "q"}),
             await http.get("/v1/jobs/job_x/events"),
             await http.post("/v1/uploads", json={}),
+            await http.post("/v1/chat/completions", json={}),
+            await http.post("/v1/completions", json={}),
         ]
         alive = await http.get("/health/live")
 
@@ -142,3 +144,32 @@ async def test_a_model_is_known_by_its_aliases(start_api: StartApi, name: str):
     assert (shown.json()["id"], shown.json()["status"]) == ("InternVL2-2B", "loading")
     assert "internvl2_2b" in shown.json()["aliases"]
     assert job.json()["model"] == "InternVL2-2B"
+
+
+async def test_a_full_queue_says_when_to_come_back(start_api: StartApi):
+    api = start_api(FOREBAY_MODELS="echo", FOREBAY_QUEUE_MAX_JOBS="1")
+    ask = {"model": "echo", "messages": [{"role": "user", "content": "q"}]}
+
+    async with httpx.AsyncClient(base_url=api.url) as http:
+        await http.post("/v1/jobs", json=ask)
+        refused = [
+            await http.post("/v1/jobs", json=ask),
+            await http.post("/v1/chat/completions", json=ask),
+            await http.post("/v1/completions", json={"model": "echo", "prompt": "q"}),
+        ]
+
+    assert {r.status_code for r in refused} == {429}
+    assert {r.json()["error"]["type"] for r in refused} == {"rate_limit_error"}
+    assert all(1 <= int(r.headers["retry-after"]) <= 60 for r in refused)
+
+
+async def test_choices_that_do_not_all_fit_leave_none_behind(start_api: StartApi):
+    api = start_api(FOREBAY_MODELS="echo", FOREBAY_QUEUE_MAX_JOBS="2")
+    ask = {"model": "echo", "messages": [{"role": "user", "content": "q"}], "n": 3}
+
+    async with httpx.AsyncClient(base_url=api.url) as http:
+        refused = await http.post("/v1/chat/completions", json=ask)
+        jobs = (await http.get("/v1/jobs")).json()["data"]
+
+    assert refused.status_code == 429
+    assert [job["status"] for job in jobs] == ["cancelled", "cancelled"]

@@ -1,4 +1,4 @@
-"""Codes: unique, stable, and each with a place in HTTP or in a failed job."""
+"""Codes: unique, stable, and each with its HTTP status."""
 
 import ast
 import inspect
@@ -7,11 +7,6 @@ from collections.abc import Iterator
 from api.errors import STATUS, Unauthorized
 from worker.contract import errors
 from worker.contract.errors import JobError, MediaUnreadable, kind_of
-
-IN_A_JOB_ONLY = {
-    "engine_error", "out_of_memory", "engine_died", "worker_lost", "deadline_exceeded", "timeout",
-}  # fmt: skip
-"""What can only happen after a job was accepted: it stands in the job, never in an HTTP status."""
 
 HTTP_ONLY = {"not_found", "method_not_allowed", "unauthorized"}
 
@@ -30,11 +25,10 @@ def test_every_code_is_one_errors_own():
     assert all(code.isidentifier() and code == code.lower() for code in codes)
 
 
-def test_every_code_has_a_status_or_stands_in_a_job_only():
+def test_every_code_has_a_status():
     codes = {error.code for error in tree(JobError)}
 
-    assert codes - IN_A_JOB_ONLY == STATUS.keys() - HTTP_ONLY
-    assert not IN_A_JOB_ONLY & STATUS.keys()
+    assert codes == STATUS.keys() - HTTP_ONLY
     assert Unauthorized.code in STATUS
 
 
