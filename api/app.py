@@ -6,12 +6,13 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 
-from api import chat, completions, errors, health, jobs, metrics, models, stream, uploads
+from api import chat, completions, errors, files, health, jobs, metrics, models, stream, uploads
 from api.deps import Contract, authorized
 from api.limits import BodyLimit
 from api.request_id import RequestId
 from worker.contract import broker, log, settings
 from worker.contract.door import RedisDoor
+from worker.contract.files import Files
 from worker.contract.intake import Intake
 from worker.contract.live import LiveEvents
 from worker.contract.metrics import read_totals
@@ -31,11 +32,14 @@ def create_app() -> FastAPI:
         description="Multimodal chat jobs: hand one in, get the answer by poll or stream.",
     )  # fmt: skip
     app.state.settings = config
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    file_bytes = files.max_file_bytes(config) + files.FORM_BYTES
+    app.add_middleware(
+        BodyLimit, max_bytes=config.max_body_bytes, own={files.router.prefix: file_bytes}
+    )
     app.add_middleware(RequestId)  # the last one is the outermost
     errors.install(app)
     app.include_router(health.health)
-    for room in (jobs, stream, chat, completions, models, uploads, metrics):
+    for room in (jobs, stream, chat, completions, models, uploads, files, metrics):
         app.include_router(room.router, dependencies=[Depends(authorized)])
     return app
 
@@ -45,7 +49,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     config = app.state.settings
     door = RedisDoor(config)
     store, registry, objects = JobStore(door), Registry(door), ObjectStore(config)
-    models = Models(registry, config.model_names)
+    models, files_kept = Models(registry, config.model_names), Files(door, objects)
     tickets = broker.Tickets(broker.make_app(config), store.published)
     made = app.state.contract = Contract(
         settings=config,
@@ -56,7 +60,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         objects=objects,
         totals=lambda: read_totals(door),
         models=models,
-        intake=Intake(config, store, models, objects, tickets.send),
+        files=files_kept,
+        intake=Intake(config, store, models, objects, tickets.send, files_kept),
         tickets=tickets,
     )
     try:

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from api.errors import Unauthorized
 from worker.contract.broker import Tickets
+from worker.contract.files import Files
 from worker.contract.intake import Intake
 from worker.contract.live import LiveEvents
 from worker.contract.metrics import Totals
@@ -31,6 +32,7 @@ class Contract:
     live: LiveEvents
     objects: ObjectStore
     models: Models
+    files: Files
     intake: Intake
     tickets: Tickets
     totals: Callable[[], Awaitable[Totals]]

@@ -1,5 +1,7 @@
 """A limit on what a stranger may send, before anything parses it."""
 
+from collections.abc import Mapping
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import respond
@@ -7,35 +9,42 @@ from worker.contract.errors import BodyTooLarge
 
 
 class BodyLimit:
-    """Refuses bodies over `max_bytes`: by their declared length, else while they come."""
+    """Refuses bodies over `max_bytes`: by their declared length, else while they come.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    `own` are paths with a limit of their own.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, own: Mapping[str, int]) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._own = own
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = self._own.get(scope["path"], self._max_bytes)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            await respond(self._too_large())(scope, receive, send)
+        if declared.isdigit() and int(declared) > limit:
+            await respond(_too_large(limit))(scope, receive, send)
             return
-        await self._app(scope, self._counted(receive), send)
+        await self._app(scope, _counted(receive, limit), send)
 
-    def _counted(self, receive: Receive) -> Receive:
-        received = 0
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise self._too_large()
-            return message
+def _counted(receive: Receive, limit: int) -> Receive:
+    received = 0
 
-        return counted
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise _too_large(limit)
+        return message
 
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the body is over {self._max_bytes} bytes: upload media first")
+    return counted
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is over {limit} bytes: upload media first")

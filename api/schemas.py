@@ -8,7 +8,7 @@ from api.errors import ErrorView
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorView}
-    for code in (400, 401, 404, 405, 409, 410, 413, 415, 429, 500, 503, 504)
+    for code in (400, 401, 404, 405, 409, 410, 413, 415, 416, 429, 500, 503, 504)
 }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ DOORS = {
     "requests": set(),
     "fastapi": {"api.*"},
     "starlette": {"api.*"},
+    "python_multipart": {"api.multipart"},
     "uvicorn": {"worker.cli"},
     "prometheus_client": {"api.metrics"},
     "click": {"worker.cli"},

@@ -13,6 +13,8 @@ from worker.contract.s3 import ObjectStore
 from worker.contract.settings import Settings
 
 MAX_BODY_BYTES = 2_000_000
+MAX_UPLOAD_BYTES = 12_000_000
+MAX_BATCH_BYTES = 3_000_000
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +27,8 @@ def running(
         tmp_path_factory.mktemp("service"),
         redis_environ | s3_environ,
         FOREBAY_MAX_BODY_BYTES=str(MAX_BODY_BYTES),
+        FOREBAY_MAX_UPLOAD_BYTES=str(MAX_UPLOAD_BYTES),
+        FOREBAY_BATCH_MAX_BYTES=str(MAX_BATCH_BYTES),
         FOREBAY_MEDIA_ALLOW_HOSTS="127.0.0.1",
         FOREBAY_IMAGE_FETCH_S="1",
     ) as made:

@@ -161,7 +161,7 @@ async def test_a_bucket_is_made_once_with_its_rules(store: ObjectStore) -> None:
     cors = store._client.get_bucket_cors(Bucket=store.bucket)["CORSRules"]
 
     days = {rule["Filter"]["Prefix"]: rule["Expiration"]["Days"] for rule in rules}
-    assert days == {"uploads/": 1, "media/": 7, "prep/": 2}
+    assert days == {"uploads/": 1, "media/": 7, "prep/": 2, "files/": 31, "results/": 31}
     assert "PUT" in cors[0]["AllowedMethods"]
 
 

@@ -9,7 +9,7 @@ import redis.asyncio as aioredis
 from redis.asyncio.client import PubSub
 from redis.exceptions import NoScriptError, RedisError
 
-from worker.contract import keys, scripts
+from worker.contract import batch_scripts, keys, scripts
 from worker.contract.errors import JobGone, JobNotFound, StoreUnavailable
 from worker.contract.events import Event
 from worker.contract.settings import Settings, without_password
@@ -36,7 +36,7 @@ class _Script:
 
 _SCRIPTS = {
     name.lower(): _Script(body)
-    for name, body in vars(scripts).items()
+    for name, body in (vars(scripts) | vars(batch_scripts)).items()
     if name.isupper() and name != "PRELUDE"
 }
 

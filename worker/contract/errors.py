@@ -104,6 +104,49 @@ class UploadNotFound(JobError):
     code = "upload_not_found"
 
 
+class UnknownFile(JobError):
+    """There was never a file of that id."""
+
+    code = "file_not_found"
+
+
+class FileGone(JobError):
+    """The file existed; it has expired or was deleted."""
+
+    code = "file_gone"
+
+
+class RangeUnsatisfiable(JobError):
+    """The Range header asks for bytes that the file does not have."""
+
+    code = "range_not_satisfiable"
+
+
+class BatchNotFound(JobError):
+    """There was never a batch of that id."""
+
+    code = "batch_not_found"
+
+
+class BatchGone(JobError):
+    """The batch existed; its record is no longer kept."""
+
+    code = "batch_gone"
+
+
+class BatchConflict(JobError):
+    """The call does not fit the batch's state, such as a cancel of a completed one."""
+
+    code = "batch_conflict"
+
+
+class TooManyBatches(JobError):
+    """As many batches as the server takes are active; try again when one has ended."""
+
+    code = "batch_limit_reached"
+    retryable = True
+
+
 class IdempotencyConflict(JobError):
     """The same Idempotency-Key came with another body."""
 
@@ -250,6 +293,6 @@ def kind_of(code: str) -> str:
     """Return OpenAI's `type` for a code: who has to act."""
     if code in _SERVER_SIDE:
         return "server_error"
-    if code == "queue_full":
+    if code in {"queue_full", "batch_limit_reached"}:
         return "rate_limit_error"
     return "invalid_request_error"

@@ -8,6 +8,7 @@ from typing import Any
 from worker.contract import forms
 from worker.contract.body import JobBody
 from worker.contract.errors import OptionUnsupported, UploadNotFound
+from worker.contract.files import Files
 from worker.contract.job import ChatRequest, JobSpec, MediaRef
 from worker.contract.models import Models
 from worker.contract.s3 import ObjectStore, media_key, upload_key
@@ -18,15 +19,17 @@ from worker.contract.store import JobStore, Submitted
 class Intake:
     """Takes jobs in: first `read` the body, then `submit` what it asks. Safe for many tasks."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the stores behind it, made once per process
         self,
         settings: Settings,
         store: JobStore,
         models: Models,
         objects: ObjectStore,
         send: Callable[[str, str], None],
+        files: Files,
     ) -> None:
         """`send(job_id, queue)` puts a ticket on its way; see `broker.Tickets`."""
+        self._files = files
         self._settings = settings
         self._store = store
         self._models = models
@@ -70,11 +73,7 @@ class Intake:
         if source.url is not None:
             return MediaRef(source.type, source.param, url=source.url)
         if source.file_id is not None:
-            key = upload_key(source.file_id)
-            if not await self._objects.exists(key):
-                raise UploadNotFound(
-                    f"nothing was uploaded as {source.file_id}, or it expired", param=source.param
-                )
+            key = await self._key_of(source.file_id, source.param)
         else:
             assert source.data is not None  # noqa: S101 - one of the three is set
             key = media_key(hashlib.sha256(source.data).hexdigest())
@@ -82,6 +81,16 @@ class Intake:
                 key, source.data, "application/octet-stream", if_absent=True
             )
         return MediaRef(source.type, source.param, object_key=key)
+
+    async def _key_of(self, file_id: str, param: str) -> str:
+        """Return where the bytes of a file or of a presigned upload are."""
+        file = await self._files.find(file_id)
+        if file is not None:
+            return file.object_key
+        key = upload_key(file_id)
+        if not await self._objects.exists(key):
+            raise UploadNotFound(f"nothing was uploaded as {file_id}, or it expired", param=param)
+        return key
 
 
 def _check_options(options: dict[str, Any], card: dict[str, Any]) -> None:

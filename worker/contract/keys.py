@@ -25,6 +25,17 @@ one Redis (or a primary with replicas), not a cluster; kombu's Redis transport h
     workers         zset    owners by last heartbeat
     pace:<group>    hash    starts and the ms they took, of `media` or `chat.<model>`, for the ETA
     stats           hash    totals for the metrics: name, label and model, tabs between → count
+    file:<id>       hash    a file of /v1/files or of a batch's results
+    files           zset    files by created_at, for lists
+    files:<purpose> zset    those of one purpose
+    file_expiry     zset    files by the time they are erased
+    batch:<id>      hash    a batch: its record, counts, and how far its runner is
+    batches         zset    batches by created_at, for lists
+    batch_work      zset    batches that have not ended by the time they expire
+    batch_expiry    zset    ended batches by the time their record is erased
+    bopen:<id>      set     a batch's jobs that have not ended
+    bdone:<id>:<f>  list    its ended lines that stand in no part yet; f is output or error
+    bparts:<id>:<f> list    parts of its two files: number, ETag, bytes
     memo:<name>     string  short notes and named locks: the media stage's, the sweeper's
     live:<id>       channel events of a job as they are written
     ctl:<owner>     channel ids of jobs that a worker shall drop

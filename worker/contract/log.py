@@ -16,6 +16,7 @@ _NOISY = (
     "aiohttp.access",
     "kombu",
     "amqp",
+    "python_multipart",
     "celery.worker.strategy",  # two lines a task
     "celery.app.trace",
 )

@@ -1,14 +1,15 @@
 """The one door to the object store: what its keys are, and every call to it.
 
 Keys say what is behind them: `media/` holds originals by content, `uploads/` what a client put
-there and nobody has looked at, `prep/` what the media stage made and can make again. Lifecycle
-rules empty all three.
+there and nobody has looked at, `prep/` what the media stage made and can make again, `files/` what
+came over `/v1/files` and `results/` what batches gave. Lifecycle rules empty all of them.
 """
 
 import asyncio
 import base64
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,11 @@ PREP_VERSION = "v1"
 MULTIPART_BYTES = 64 * MIB  # larger files go up in parts; below it one conditional PUT is simpler
 READ_BYTES = MIB
 THREADS = 16  # blocking calls at a time per process; also the connection pool's size
-LIFECYCLE_DAYS = {"uploads/": 1, "media/": 7, "prep/": 2}
+LIFECYCLE_DAYS = {"uploads/": 1, "media/": 7, "prep/": 2, "files/": 31, "results/": 31}
+UNFINISHED_DAYS = {"results/": 31}  # parts of a batch's results lie there until the batch ends
+PART_MIN_BYTES = 5 * MIB  # S3's own bound for every part but the last
 
-_NOT_THERE = frozenset({"404", "NoSuchKey", "NotFound"})
+_NOT_THERE = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
 _CORS = {
     "AllowedMethods": ["PUT", "GET", "HEAD"],  # PUT: browsers upload straight to the store
     "AllowedOrigins": ["*"],  # the signature in the URL is what guards the upload, not the origin
@@ -51,6 +54,16 @@ def media_key(sha256: str, tenant: str = TENANT) -> str:
 def upload_key(upload_id: str, tenant: str = TENANT) -> str:
     """Return where a client puts the bytes of an upload."""
     return f"uploads/{tenant}/{upload_id}"
+
+
+def file_key(file_id: str, tenant: str = TENANT) -> str:
+    """Return where the bytes of a file are kept that came over `/v1/files`."""
+    return f"files/{tenant}/{file_id}"
+
+
+def results_key(file_id: str, tenant: str = TENANT) -> str:
+    """Return where the results of a batch are kept."""
+    return f"results/{tenant}/{file_id}"
 
 
 def prepared_key(profile_id: str, sha256: str, name: str) -> str:
@@ -116,6 +129,60 @@ class ObjectStore:
         Closing `out` ends the transfer, so a cancelled caller need not wait for it.
         """
         return await self._call(self._read_into, key, out, max_bytes)
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return up to `length` bytes from `start` on; none where the object has no more."""
+        return await self._call(self._read_range, key, start, length)
+
+    async def begin_parts(self, key: str, content_type: str) -> str:
+        """Begin an object that comes in parts; return the upload's id."""
+        made = await self._call(
+            self._client.create_multipart_upload,
+            Bucket=self.bucket,
+            Key=key,
+            ContentType=content_type,
+        )
+        return str(made["UploadId"])
+
+    async def put_part(self, key: str, upload_id: str, number: int, data: bytes) -> str:
+        """Store a part, of at least PART_MIN_BYTES unless it is the last; return its ETag.
+
+        `number` is 1 to 10 000 and gives the order, gaps are fine.
+        """
+        stored = await self._call(
+            self._client.upload_part,
+            Bucket=self.bucket,
+            Key=key,
+            UploadId=upload_id,
+            PartNumber=number,
+            Body=data,
+        )
+        return str(stored["ETag"])
+
+    async def join_parts(self, key: str, upload_id: str, parts: Sequence[tuple[int, str]]) -> None:
+        """Make one object of these (number, ETag) and no others; again is fine."""
+        listed = [{"PartNumber": number, "ETag": etag} for number, etag in parts]
+        try:
+            await self._call(
+                self._client.complete_multipart_upload,
+                Bucket=self.bucket,
+                Key=key,
+                UploadId=upload_id,
+                MultipartUpload={"Parts": listed},
+            )
+        except MediaExpired:  # no such upload: it was joined before, unless nothing is there
+            if not await self.exists(key):
+                raise
+
+    async def drop_parts(self, key: str, upload_id: str) -> None:
+        """Give an upload up with all its parts; one that is not there is fine."""
+        with contextlib.suppress(MediaExpired):
+            await self._call(
+                self._client.abort_multipart_upload,
+                Bucket=self.bucket,
+                Key=key,
+                UploadId=upload_id,
+            )
 
     async def copy(self, source: str, target: str, content_type: str) -> None:
         """Copy inside the bucket, under a content type of our own."""
@@ -247,6 +314,18 @@ class ObjectStore:
             out.writelines(body.iter_chunks(READ_BYTES))
         return size
 
+    def _read_range(self, key: str, start: int, length: int) -> bytes:
+        span = f"bytes={start}-{start + length - 1}"
+        try:
+            found = self._client.get_object(Bucket=self.bucket, Key=key, Range=span)
+        except ClientError as error:
+            if _code(error) in {"InvalidRange", "416"}:
+                return b""
+            raise
+        with found["Body"] as body:
+            data: bytes = body.read()
+            return data
+
     def _create_bucket(self) -> None:
         try:
             self._client.head_bucket(Bucket=self.bucket)
@@ -262,7 +341,9 @@ class ObjectStore:
                 "Status": "Enabled",
                 "Filter": {"Prefix": prefix},
                 "Expiration": {"Days": days},
-                "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 1},
+                "AbortIncompleteMultipartUpload": {
+                    "DaysAfterInitiation": UNFINISHED_DAYS.get(prefix, 1)
+                },
             }
             for prefix, days in LIFECYCLE_DAYS.items()
         ]

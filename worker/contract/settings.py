@@ -170,6 +170,31 @@ class Settings(BaseSettings):
         ge=60,
         description="how long an ended job can be read, then 410",
     )
+    file_retention_s: int = Field(
+        30 * 86_400,
+        alias="FOREBAY_FILE_RETENTION_S",
+        ge=60,
+        le=30 * 86_400,
+        description="how long a file of /v1/files is kept where it does not say, then 410",
+    )
+    batch_max_bytes: int = Field(
+        200 * MIB, alias="FOREBAY_BATCH_MAX_BYTES", ge=1, description="one file of batch lines"
+    )
+    batch_max_lines: int = Field(
+        50_000, alias="FOREBAY_BATCH_MAX_LINES", ge=1, description="lines of one batch"
+    )
+    batch_window: int = Field(
+        256,
+        alias="FOREBAY_BATCH_WINDOW",
+        ge=1,
+        description="lines of one batch that wait or run as jobs at the same time",
+    )
+    batches_max_active: int = Field(
+        100,
+        alias="FOREBAY_BATCHES_MAX_ACTIVE",
+        ge=1,
+        description="batches that have not ended, then 429",
+    )
     lease_s: float = Field(
         6.0,
         alias="FOREBAY_LEASE_S",

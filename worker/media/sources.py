@@ -18,7 +18,7 @@ from worker.outbound import FetchLimits
 
 KNOWN_S = 600  # a URL or upload is taken to be the same bytes for so long
 FAILED_S = 5  # only so that those who waited for a dead URL need not each wait again
-UPLOADS, MEDIA = f"uploads/{TENANT}/", f"media/{TENANT}/"
+UPLOADS, MEDIA = (f"uploads/{TENANT}/", f"files/{TENANT}/"), f"media/{TENANT}/"
 
 
 @dataclass(frozen=True, slots=True)
