@@ -53,6 +53,28 @@ def test_a_bad_value_is_one_line_with_key_value_and_reason(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["hunter2", "whsec_", "whsec_c2hvcnQ=", "whsec_no base64", "whsec_" + "QUJD" * 8 + ",x"],
+)
+def test_a_bad_signing_secret_stops_the_start_and_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, value: str
+):
+    monkeypatch.setenv("FOREBAY_WEBHOOK_SECRET", value)
+
+    with pytest.raises(SettingsError, match=r"^FOREBAY_WEBHOOK_SECRET=…: ") as caught:
+        settings.load()
+
+    assert "hunter2" not in str(caught.value)
+
+
+def test_two_signing_secrets_may_overlap(monkeypatch: pytest.MonkeyPatch):
+    first, second = "whsec_" + "QUJD" * 8, "whsec_" + "REVG" * 8
+    monkeypatch.setenv("FOREBAY_WEBHOOK_SECRET", f"{first}, {second}")
+
+    assert settings.load().webhook_secrets == (first, second)
+
+
 @pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "FOREBAY_API_KEYS"])
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setenv(name, "s3cret")

@@ -3,13 +3,14 @@
 import asyncio
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import redis.asyncio as aioredis
 from redis.asyncio.client import PubSub
 from redis.exceptions import NoScriptError, RedisError
 
-from worker.contract import batch_scripts, keys, scripts
+from worker.contract import batch_scripts, debt_scripts, keys, scripts
 from worker.contract.errors import JobGone, JobNotFound, StoreUnavailable
 from worker.contract.events import Event
 from worker.contract.settings import Settings, without_password
@@ -21,14 +22,25 @@ _CONSTANTS = {
     "PACE_MS": keys.PACE_MS,
     "BACKSTOP": keys.BACKSTOP_MS,
     "MAX_ATTEMPTS": keys.MAX_ATTEMPTS,
+    "HOOK_WATCH_MS": keys.HOOK_WATCH_MS,
+    "HOOK_MAX_AGE_MS": keys.HOOK_MAX_AGE_MS,
+    "HOOK_DISABLE_MS": keys.HOOK_DISABLE_MS,
+    "HOOK_PAUSE_MS": keys.HOOK_PAUSE_MS,
+    "HOOK_LIST_S": keys.HOOK_LIST_S,
 }
 
 
 class _Script:
-    """A Lua script, called by its digest and loaded when the server does not know it."""
+    """A Lua script, called by its digest and loaded when the server does not know it.
+
+    It answers with a list: the lanes that it woke, then what its body returned, if anything.
+    """
 
     def __init__(self, body: str) -> None:
-        self.text = scripts.PRELUDE + body
+        self.text = (
+            f"{scripts.PRELUDE}\nlocal function main()\n{body}\nend\n"
+            f"local answer = main()\nreturn {{WOKEN, answer}}"
+        )
         for name, value in _CONSTANTS.items():
             self.text = self.text.replace(name, str(value))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
@@ -36,8 +48,8 @@ class _Script:
 
 _SCRIPTS = {
     name.lower(): _Script(body)
-    for name, body in (vars(scripts) | vars(batch_scripts)).items()
-    if name.isupper() and name != "PRELUDE"
+    for name, body in (vars(scripts) | vars(batch_scripts) | vars(debt_scripts)).items()
+    if name.isupper() and name not in {"PRELUDE", "OWE"}
 }
 
 
@@ -45,10 +57,14 @@ class RedisDoor:
     """A bounded pool of connections to one Redis, its scripts, and the names of its keys.
 
     Every call raises StoreUnavailable when Redis does not answer within seconds.
+
+    `on_owed` is told the lanes in which a transition of this process left something to deliver:
+    whoever can sends a ticket there. Nobody listening costs the second until the next sweep.
     """
 
     def __init__(self, settings: Settings, *, max_connections: int = 32) -> None:
         self.settings = settings
+        self.on_owed: Callable[[Sequence[str]], None] | None = None
         self._where = without_password(settings.redis_url)
         pool = aioredis.BlockingConnectionPool.from_url(
             settings.redis_url,
@@ -84,9 +100,12 @@ class RedisDoor:
         """Run a script of `scripts` by its name in lower case."""
         script, prefix = _SCRIPTS[name], self.settings.key_prefix
         try:
-            return await self.guard(self.redis.evalsha(script.sha, 0, prefix, *args))
+            woken, *answer = await self.guard(self.redis.evalsha(script.sha, 0, prefix, *args))
         except NoScriptError:
-            return await self.guard(self.redis.eval(script.text, 0, prefix, *args))
+            woken, *answer = await self.guard(self.redis.eval(script.text, 0, prefix, *args))
+        if woken and self.on_owed is not None:
+            self.on_owed(woken)
+        return answer[0] if answer else None
 
     async def command(self, *args: Any) -> Any:
         """Run one Redis command."""

@@ -153,6 +153,24 @@ class IdempotencyConflict(JobError):
     code = "idempotency_conflict"
 
 
+class WebhookUrlInvalid(JobError):
+    """A receiver's URL is not http(s), or leads where this server must not go."""
+
+    code = "webhook_url_invalid"
+
+
+class WebhookNotFound(JobError):
+    """There is no webhook endpoint or delivery of that id, or it is forgotten."""
+
+    code = "webhook_not_found"
+
+
+class WebhookConflict(JobError):
+    """Too many endpoints, or the endpoint is disabled or deleted."""
+
+    code = "webhook_conflict"
+
+
 class QueueFull(JobError):
     """The model's queue is at its limit; try again after Retry-After."""
 

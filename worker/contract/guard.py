@@ -52,7 +52,7 @@ class Guard:
 
     @classmethod
     def from_entries(cls, entries: Iterable[str]) -> Self:
-        """Build a guard from the entries of FOREBAY_MEDIA_ALLOW_HOSTS: names, addresses, CIDRs."""
+        """Build a guard from the entries of an …_ALLOW_HOSTS setting: names, addresses, CIDRs."""
         hosts, networks = set(), []
         for entry in entries:
             try:
@@ -71,6 +71,14 @@ class Guard:
         if port not in PUBLIC_PORTS:
             return f"port {port} is not allowed"
         return None
+
+    def refusal_of_literal(self, host: str, port: int) -> str | None:
+        """Return why a host written as an address is refused; None for one, and for any name."""
+        try:
+            ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return None
+        return self.refusal(host, host, port)
 
 
 def is_public(address: Address) -> bool:

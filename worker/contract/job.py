@@ -208,8 +208,9 @@ class JobSpec:
     `not_before_ms` is a moment (ms since the epoch, 0: at once); the others are seconds, None where
     the caller did not say: no start deadline, no execution timeout. `start_deadline_s` counts from
     the submission, or `not_before_ms` where that is later; `timeout_s` from the first step in an
-    engine, over all attempts and the waits between them. `envelope` is what the job's door keeps
-    beside it, to show the job in its own words (JSON; the other doors do not read it).
+    engine, over all attempts and the waits between them. `webhook_url` is told of the
+    `webhook_events`, of how the job ended where none are named. `envelope` is what the job's door
+    keeps beside it, to show the job in its own words (JSON; the other doors do not read it).
     """
 
     priority: Priority = Priority.NORMAL
@@ -218,6 +219,8 @@ class JobSpec:
     retention_s: float | None = None
     not_before_ms: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
+    webhook_url: str = ""
+    webhook_events: tuple[str, ...] = ()
     door: Door = Door.JOBS
     envelope: dict[str, Any] = field(default_factory=dict)
 
@@ -229,7 +232,8 @@ class JobSpec:
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Read the wire form; a record of an older version has no `door`."""
         door, priority = Door(data.get("door", "jobs")), Priority(data["priority"])
-        return cls(**(data | {"priority": priority, "door": door}))
+        events = tuple(data.get("webhook_events", ()))
+        return cls(**(data | {"priority": priority, "door": door, "webhook_events": events}))
 
 
 @dataclass(frozen=True, slots=True)

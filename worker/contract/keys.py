@@ -39,11 +39,22 @@ one Redis (or a primary with replicas), not a cluster; kombu's Redis transport h
     memo:<name>     string  short notes and named locks: the media stage's, the sweeper's
     live:<id>       channel events of a job as they are written
     ctl:<owner>     channel ids of jobs that a worker shall drop
+    hook:<event>    hash    one event for one receiver: what is owed, and the log of its tries
+    hooks:<lane>    zset    events owed in a lane by the time they are due
+    hook_lanes      zset    lanes by the time at which their first event is due
+    hook_watch:<lane> string  somebody looks after the lane, or a ticket for it is on its way
+    hooks_owed      zset    all events owed by the time of their transition
+    hook_of:<id>    list    events of a job, a batch or an endpoint, the youngest first
+    endpoint:<id>   hash    a registered receiver, its secrets and how it does
+    endpoints       zset    registered receivers by created_at
+    hook_filters    hash    enabled receiver → the event types that it wants
+    hook_secret     string  the secret that signs single jobs' callbacks where none is configured
 """
 
 from worker.contract.job import Hold, Lane, Priority
 
 MEDIA_QUEUE = "media"
+HOOK_QUEUE = "webhooks"
 
 IDEMPOTENCY_S = 86_400  # as long as the field's APIs replay an Idempotency-Key
 TOMBSTONE_S = 30 * 86_400  # how long an erased job answers 410 instead of 404
@@ -55,6 +66,13 @@ PACE_MS = 60_000  # how fast a measured pace is forgotten
 BACKSTOP_MS = 2_000  # a job over its timeout for so long is ended by the sweeper
 MAX_ATTEMPTS = 20  # attempts of one job that are remembered
 MAX_CRASHES = 3  # workers a job may take down before it is dead
+HOOK_LEASE_MS = 20_000  # a claimed event whose worker has said nothing for so long is due again
+HOOK_WATCH_MS = 2_000  # a lane that nobody has looked at for so long gets a new ticket
+HOOK_MAX_AGE_MS = 5 * 86_400_000  # an event owed for so long is given up, whatever is left to try
+HOOK_DISABLE_MS = 3 * 86_400_000  # a receiver that has taken nothing for so long is disabled
+HOOK_PAUSE_MS = 36 * 3_600_000  # failures further apart than this are not one row of failures
+HOOK_LIST_S = 8 * 86_400  # a list of events outlives the longest schedule
+HOOK_OVERLAP_MS = 86_400_000  # how long a rotated secret goes on signing
 
 
 def chat_queue(model: str, priority: Priority) -> str:

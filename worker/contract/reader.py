@@ -27,6 +27,15 @@ class JobReader:
         """Return the job object as it is now. Raises JobNotFound or JobGone."""
         return await self._public(job_id, await self.record(job_id))
 
+    async def many(self, job_ids: Sequence[str]) -> dict[str, tuple[view.Record, dict[str, Any]]]:
+        """Return records and job objects by id; jobs that are gone are left out."""
+        records = zip(job_ids, await self._records(job_ids), strict=True)
+        return {
+            job_id: (record, await self._public(job_id, record))
+            for job_id, record in records
+            if record
+        }
+
     async def _public(self, job_id: str, record: view.Record) -> dict[str, Any]:
         text = await self._streamed(job_id, record)
         if record["status"] != "queued":

@@ -8,7 +8,10 @@ ms, so clocks of hosts do not matter.
 ARGV[1] is always the key prefix. Only commands of Redis 6.2 are used.
 """
 
-PRELUDE = """
+from worker.contract.debt_scripts import OWE
+
+PRELUDE = (
+    """
 local P = ARGV[1]
 local TERMINAL = {completed=true, failed=true, cancelled=true, expired=true}
 local function now()
@@ -89,6 +92,9 @@ local function enqueue(id, queue, queued_at, due)
   redis.call('ZADD', P..'queued:'..queue, queued_at, id)
   redis.call('ZADD', P..'outbox', due, id)
 end
+"""
+    + OWE
+    + """
 local function finish(id, status, at, fields)
   local job = P..'job:'..id
   local r = redis.call('HMGET', job, 'owner', 'queue', 'retention_ms', 'model', 'attempt')
@@ -104,6 +110,7 @@ local function finish(id, status, at, fields)
   count('finished', status, r[4])
   if status == 'completed' then observe_times(job, r[4], at) end
   emit(id, status, '{}')
+  owe_job(id, status, at)
 end
 -- `timeout_s` runs from the first attempt's first step in the engine. The worker ends the job; the
 -- sweeper, a little later, one whose worker cannot.
@@ -164,12 +171,13 @@ local function give_back(id, crash, max_crashes, error)
 end
 local function erase(id)
   local at = now()
-  redis.call('DEL', P..'job:'..id, P..'ev:'..id, P..'tok:'..id)
+  redis.call('DEL', P..'job:'..id, P..'ev:'..id, P..'tok:'..id, P..'hook_of:'..id)
   redis.call('ZREM', P..'jobs', id)
   redis.call('ZREM', P..'retention', id)
   redis.call('ZREM', P..'dead', id)
 end
 """
+)
 
 # → {'ok', created at, jobs ahead, ms until it starts or -1} | {'later'}
 #   | {'replay', job id, body hash} | {'full', jobs that wait, ms until one starts or -1}
@@ -244,7 +252,10 @@ if lane == 'media' then
 else
   attempt = redis.call('HINCRBY', job, 'attempt', 1)
   status, stage = 'in_progress', 'waiting_engine'
-  if not r[7] then redis.call('HSET', job, 'started_at', at) end
+  if not r[7] then
+    redis.call('HSET', job, 'started_at', at)
+    owe_job(id, 'started', at)
+  end
   if attempt == 1 and r[11] then
     observe('eta_error', r[9], math.abs(at - r[10] - r[11]))
   end
@@ -394,6 +405,7 @@ redis.call('HSET', job, 'crashes', 0, 'queued_at', at, 'status', 'queued', 'stag
            'base', redis.call('HINCRBY', job, 'seq', 1), 'base_at', at, 'base_stage', stage)
 redis.call('HDEL', job, 'error', 'result', 'finished_at', 'expires_at', 'started_at', 'media_at',
            'first_token_at', 'generating_at', 'tokens', 'cancel', 'owner', 'claimed_at')
+redis.call('HINCRBY', job, 'turn', 1)
 redis.call('DEL', P..'ev:'..id)
 redis.call('ZREM', P..'retention', id)
 enqueue(id, r[5], at, at + GRACE)

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
+
+from worker.contract.callbacks import key_of
+from worker.contract.guard import Guard
 
 MIB = 1024 * 1024
 
@@ -66,7 +69,22 @@ class Settings(BaseSettings):
         description="user:password for Flower; empty: loopback only",
     )
     webhook_secret: str = Field(
-        "", alias="FOREBAY_WEBHOOK_SECRET", repr=False, description="signing secret, whsec_…"
+        "",
+        alias="FOREBAY_WEBHOOK_SECRET",
+        repr=False,
+        description="signs the callbacks of jobs with a `webhook_url`: whsec_…, two with a comma "
+        "while you change it; empty: one is made and kept in Redis",
+    )
+    webhook_allow_hosts: str = Field(
+        "",
+        alias="FOREBAY_WEBHOOK_ALLOW_HOSTS",
+        description="comma-separated host names, addresses or CIDRs "
+        "that callbacks may go to although not public",
+    )
+    webhook_https_only: bool = Field(
+        False,
+        alias="FOREBAY_WEBHOOK_HTTPS_ONLY",
+        description="refuse receivers without TLS",
     )
     media_allow_hosts: str = Field(
         "",
@@ -225,12 +243,33 @@ class Settings(BaseSettings):
     @cached_property
     def allow_hosts(self) -> frozenset[str]:
         """Hosts, addresses and CIDRs that media may come from although they are not public."""
-        return frozenset(h.strip().lower() for h in self.media_allow_hosts.split(",") if h.strip())
+        return frozenset(_entries(self.media_allow_hosts))
+
+    @cached_property
+    def webhook_guard(self) -> Guard:
+        """Where callbacks may go."""
+        return Guard.from_entries(_entries(self.webhook_allow_hosts))
+
+    @cached_property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """The configured secrets for the callbacks of single jobs; each signs."""
+        return tuple(secret.strip() for secret in self.webhook_secret.split(",") if secret.strip())
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _are_secrets(cls, value: str) -> str:
+        for secret in filter(None, map(str.strip, value.split(","))):
+            key_of(secret)
+        return value
 
     @cached_property
     def keys(self) -> frozenset[str]:
         """The accepted bearer keys; empty means that authentication is off."""
         return frozenset(k.strip() for k in self.api_keys.split(",") if k.strip())
+
+
+def _entries(listed: str) -> list[str]:
+    return [entry.strip().lower() for entry in listed.split(",") if entry.strip()]
 
 
 def known_names() -> dict[str, Any]:
@@ -250,7 +289,10 @@ def load() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        msg = f"{first['loc'][0]}={first['input']!r}: {first['msg']}"
+        name = str(first["loc"][0])
+        is_secret = name in known_names() and not known_names()[name].repr
+        value = "…" if is_secret else repr(first["input"])
+        msg = f"{name}={value}: {first['msg']}"
         raise SettingsError(msg) from error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker.contract import keys, view
+from worker.contract import callbacks, keys, view
 from worker.contract.door import RedisDoor, dump
 from worker.contract.errors import (
     DeadlineOver,
@@ -352,6 +352,18 @@ def _new_record(request: ChatRequest, spec: JobSpec, retention_s: float) -> view
         "media_total": str(len(request.media)),
         "retention_ms": str(int((spec.retention_s or retention_s) * 1000)),
         "timeout_ms": str(int((spec.timeout_s or 0) * 1000)),
+        "door": str(spec.door),
+        **_receiver(spec),
+    }
+
+
+def _receiver(spec: JobSpec) -> view.Record:
+    if not spec.webhook_url:
+        return {}
+    return {
+        "hook_url": spec.webhook_url,
+        "hook_lane": callbacks.lane_of(spec.webhook_url),
+        "hook_filter": callbacks.filter_of(spec.webhook_events),
     }
 
 

@@ -35,6 +35,7 @@ VIEW_FIELDS = (
     "lane",
     "cancel",
     "seq",
+    "turn",
 )
 """The record's fields that a view needs: all but the question itself."""
 
