@@ -12,6 +12,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+class Output(BaseModel):
+    """An answer, or what there is of it; the last three only where there is something to say."""
+
+    text: str
+    finish_reason: str | None
+    reasoning: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    logprobs: dict[str, list[dict[str, Any]]] | None = None
+
+
 class JobView(BaseModel):
     """A job. Moments are seconds since the epoch; fields that do not apply yet are null."""
 
@@ -31,7 +41,7 @@ class JobView(BaseModel):
     eta_s: float | None
     cancel_requested: bool
     progress: dict[str, int]
-    output: dict[str, str | None]
+    output: Output
     history: list[tuple[str, str]] | None
     usage: dict[str, int] | None
     generation_info: dict[str, float] | None

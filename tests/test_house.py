@@ -61,6 +61,7 @@ LADDER = (
     "worker.holds",
     "worker.sweeper",
     "worker.stream",
+    "worker.telling",
     "worker.batcher",
     "worker.media",
     "worker.engine",

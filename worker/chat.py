@@ -7,10 +7,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from worker.batcher import Batcher
 from worker.contract.errors import ExecutionTimeout, JobError
-from worker.contract.job import ChatRequest, Hold, JobStatus, Outcome, PreparedMedia
+from worker.contract.job import ChatRequest, Hold, JobStatus, Message, Outcome, PreparedMedia
 from worker.contract.s3 import ObjectStore
 from worker.contract.store import Piece
 from worker.engine.base import (
@@ -21,9 +22,12 @@ from worker.engine.base import (
     Part,
     Picture,
     Prompt,
+    ToolCall,
+    ToolUse,
     Turn,
 )
 from worker.stream import DeltaStream
+from worker.telling import call_objects
 
 _SUSPECT_CRASHES = 2  # a job that was there when two engines died gets its last try alone
 _PLAIN_OPTIONS = frozenset({
@@ -56,6 +60,8 @@ class ChatAttempt:
         self._max_tokens = max_tokens
         self._max_picture_bytes = max_picture_bytes
         self._texts: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[ToolCall] = []
         self._tokens = 0
         self._prompt_tokens = 0
         self._finish_reason: str | None = None
@@ -87,17 +93,26 @@ class ChatAttempt:
 
     def _take(self, delta: Delta) -> None:
         self._texts.append(delta.text)
+        self._reasoning.append(delta.reasoning)
+        self._calls += delta.tool_calls
         self._tokens += len(delta.token_ids)
         self._prompt_tokens = delta.prompt_tokens or self._prompt_tokens
         self._finish_reason = delta.finish_reason or self._finish_reason
         self._stream.add(self._hold, delta)
 
     def outcome(self, status: JobStatus, error: JobError | None = None) -> Outcome:
-        """Return how it ended: text and counts over all attempts, time of this one."""
+        """Return how it ended: answer and counts over all attempts, time of this one."""
         runtime_s = time.monotonic() - self._began_at if self._began_at is not None else 0.0
+        earlier = self._hold.emitted_tool_calls
         return Outcome(
             status=status,
             text=self._hold.emitted_text + "".join(self._texts),
+            reasoning=self._hold.emitted_reasoning + "".join(self._reasoning),
+            tool_calls=(
+                *earlier,
+                *call_objects(self._hold.job_id, len(earlier), self._calls),
+            ),
+            has_logprobs="logprobs" in self._hold.request.options,
             finish_reason=self._finish_reason,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self._hold.emitted_ids) + self._tokens,
@@ -115,16 +130,14 @@ class ChatAttempt:
     async def _prompt(self) -> Prompt:
         request = self._hold.request
         media = await asyncio.gather(*(self._load(item) for item in self._hold.media))
-        turns = tuple(
-            Turn(message.role, tuple(_part(part, media) for part in message.parts))
-            for message in request.messages
-        )
         return Prompt(
             key=f"{self._hold.job_id}.{self._hold.fence}",
-            turns=turns,
+            turns=tuple(_turn(message, media) for message in request.messages),
             options=engine_options(request, self._max_tokens),
             emitted_ids=self._hold.emitted_ids,
             emitted_text=self._hold.emitted_text,
+            emitted_reasoning=self._hold.emitted_reasoning,
+            emitted_calls=len(self._hold.emitted_tool_calls),
         )
 
     async def _load(self, media: PreparedMedia) -> Picture | Clip:
@@ -141,18 +154,55 @@ class ChatAttempt:
         return pictures[0] if media.times_s is None else Clip(pictures, media.times_s, media.sha256)
 
 
+def _turn(message: Message, media: Sequence[Picture | Clip]) -> Turn:
+    return Turn(
+        message.role,
+        tuple(_part(part, media) for part in message.parts),
+        tuple(
+            ToolCall(c["function"]["name"], c["function"]["arguments"]) for c in message.tool_calls
+        ),
+        message.tool_call_id,
+        message.name,
+    )
+
+
 def _part(part: str | int, media: Sequence[Picture | Clip]) -> Part:
     return part if isinstance(part, str) else media[part]
 
 
 def engine_options(request: ChatRequest, default_max_tokens: int) -> EngineOptions:
-    """Return a request's options for an engine; those that only some engines take in `extra`."""
+    """Return a request's options, OpenAI's names, as an engine takes them."""
     given = request.options
     plain = {name: given[name] for name in _PLAIN_OPTIONS & given.keys()}
     plain["stop"] = tuple(given.get("stop", ()))
     plain.setdefault("max_tokens", default_max_tokens)
-    extra = {name: value for name, value in given.items() if name not in _PLAIN_OPTIONS}
-    return EngineOptions(**plain, extra=extra)
+    return EngineOptions(
+        **plain,
+        top_logprobs=given.get("top_logprobs", 0) if "logprobs" in given else None,
+        json_schema=_json_schema(given.get("response_format")),
+        tools=_tool_use(given),
+    )
+
+
+def _json_schema(response_format: dict[str, Any] | None) -> dict[str, Any] | None:
+    if response_format is None:
+        return None
+    described = response_format.get("json_schema", {})
+    schema: dict[str, Any] = described.get("schema", {"type": "object"})
+    return schema
+
+
+def _tool_use(given: dict[str, Any]) -> ToolUse | None:
+    if "tools" not in given:
+        return None
+    choice = given.get("tool_choice", "auto")
+    only = choice["function"]["name"] if isinstance(choice, dict) else None
+    return ToolUse(
+        functions=tuple(tool["function"] for tool in given["tools"]),
+        must_call=choice != "auto",
+        only=only,
+        max_calls=1 if only or given.get("parallel_tool_calls") is False else None,
+    )
 
 
 def estimate_tokens(prompt: Prompt) -> int:
@@ -162,6 +212,8 @@ def estimate_tokens(prompt: Prompt) -> int:
     about one; a picture gives a token per 28 × 28 pixels (Qwen2-VL's, the finest in use).
     """
     total = prompt.options.max_tokens
+    if prompt.options.tools is not None:
+        total += len(repr(prompt.options.tools.functions)) // 3
     for turn in prompt.turns:
         for part in turn.parts:
             match part:

@@ -15,6 +15,7 @@ from worker.contract.job import Hold
 from worker.contract.log import event
 from worker.contract.store import JobStore, Piece
 from worker.engine.base import Delta
+from worker.telling import call_objects, logprob_object
 
 FLUSH_S = 0.02
 _RETRY_S = 0.2
@@ -29,22 +30,36 @@ class _Pending:
     hold: Hold
     pieces: int = 0
     has_news: bool = False  # generation began, not yet said
-    texts: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
+    deltas: list[Delta] = field(default_factory=list)
+    calls: int = 0  # of all attempts, cut or not
 
     def cut(self) -> list[Piece]:
         """Take everything out as numbered pieces."""
         out: list[Piece] = []
         if self.has_news:
-            out.append(self._piece(None, ()))
-        if self.texts:
-            out.append(self._piece("".join(self.texts), tuple(self.token_ids)))
-        self.has_news, self.texts, self.token_ids = False, [], []
+            out.append(Piece(self.hold.job_id, self.hold.fence, self._next_number()))
+        if self.deltas:
+            out.append(self._joined(self.deltas))
+        self.has_news, self.deltas = False, []
         return out
 
-    def _piece(self, text: str | None, token_ids: tuple[int, ...]) -> Piece:
+    def _joined(self, deltas: list[Delta]) -> Piece:
+        calls = [call for delta in deltas for call in delta.tool_calls]
+        first, self.calls = self.calls, self.calls + len(calls)
+        return Piece(
+            self.hold.job_id,
+            self.hold.fence,
+            self._next_number(),
+            "".join(delta.text for delta in deltas),
+            tuple(token_id for delta in deltas for token_id in delta.token_ids),
+            reasoning="".join(delta.reasoning for delta in deltas),
+            tool_calls=call_objects(self.hold.job_id, first, calls),
+            logprobs=tuple(logprob_object(entry) for d in deltas for entry in d.logprobs),
+        )
+
+    def _next_number(self) -> int:
         self.pieces += 1
-        return Piece(self.hold.job_id, self.hold.fence, self.pieces, text, token_ids)
+        return self.pieces
 
 
 class DeltaStream:
@@ -63,14 +78,14 @@ class DeltaStream:
 
     def begin(self, hold: Hold) -> None:
         """Say that the engine now works on this job."""
-        pending = self._pending[_key(hold)] = _Pending(hold, has_news=True)
+        pending = _Pending(hold, has_news=True, calls=len(hold.emitted_tool_calls))
+        self._pending[_key(hold)] = pending
         self._mark(pending)
 
     def add(self, hold: Hold, delta: Delta) -> None:
         """Queue a delta for the next flush."""
         pending = self._pending[_key(hold)]
-        pending.texts.append(delta.text)
-        pending.token_ids += delta.token_ids
+        pending.deltas.append(delta)
         self._mark(pending)
 
     async def end(self, hold: Hold) -> list[Piece]:

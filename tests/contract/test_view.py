@@ -85,6 +85,34 @@ async def test_a_job_on_its_way_says_what_is_done_with_it(store: JobStore, reade
     assert job["finished_at"] is None
 
 
+async def test_all_that_an_answer_says_is_there_while_it_runs_and_after_a_take_over(
+    store: JobStore, reader: JobReader
+):
+    hold = await running(store)
+    call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    entry = {"token": "四", "logprob": -0.5, "bytes": [1], "top_logprobs": []}
+    piece = replace(said(hold, 1, "四"), reasoning="hm", tool_calls=(call,), logprobs=(entry,))
+    await store.append([piece])
+    await store.release(hold, crashed=True)
+
+    waiting = await reader.get(hold.job_id)
+    again = await claim(store, hold.job_id)
+    await store.append([replace(said(again, 1, "只"), logprobs=(entry,))])
+    outcome = replace(
+        ended("四只"), reasoning="hm", tool_calls=again.emitted_tool_calls, has_logprobs=True
+    )
+    await store.finish(again, outcome)
+
+    rest = {"reasoning": "hm", "tool_calls": [call]}
+    assert (again.emitted_reasoning, again.emitted_tool_calls) == ("hm", (call,))
+    assert waiting["output"] == {
+        "text": "四", "finish_reason": None, "logprobs": {"content": [entry]}
+    } | rest  # fmt: skip
+    assert (await reader.get(hold.job_id))["output"] == {
+        "text": "四只", "finish_reason": "stop", "logprobs": {"content": [entry, entry]}
+    } | rest  # fmt: skip
+
+
 async def test_a_cancel_request_shows_until_it_is_done(store: JobStore, reader: JobReader):
     hold = await running(store)
 

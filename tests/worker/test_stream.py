@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +12,9 @@ from worker.contract.errors import StoreUnavailable
 from worker.contract.events import Event
 from worker.contract.job import Hold
 from worker.contract.store import JobStore, Piece
-from worker.engine.base import Delta
+from worker.engine.base import Delta, TokenLogprob, ToolCall
 from worker.stream import DeltaStream
+from worker.telling import call_objects, logprob_object
 
 LIMIT_S = 5
 
@@ -181,3 +183,23 @@ async def test_lost_jobs_are_told(
     await until(lambda: bool(refused))
 
     assert set(refused) == {lost.job_id}
+
+
+async def test_reasoning_calls_and_logprobs_go_along_and_calls_are_numbered_over_attempts(
+    stream: DeltaStream, flaky: FlakyStore, door: RedisDoor
+):
+    call, entry = ToolCall("add", "{}"), TokenLogprob(b"a", -1.0)
+    before = call_objects("job", 0, [call])
+    first = await running(flaky)
+    hold = replace(first, emitted_tool_calls=before)
+    stream.begin(hold)
+    await events_of(door, hold, 1)
+    stream.add(hold, Delta("", (1,), reasoning="hm", logprobs=(entry,)))
+    stream.add(hold, Delta("a", (2,), tool_calls=(call, call), logprobs=(entry,)))
+    stream.add(hold, Delta("b", (3,), reasoning="m", tool_calls=(call,), logprobs=(entry,)))
+
+    (rest,) = await stream.end(hold)
+
+    assert (rest.text, rest.reasoning, rest.token_ids) == ("ab", "hmm", (1, 2, 3))
+    assert rest.tool_calls == call_objects(hold.job_id, 1, [call] * 3)
+    assert rest.logprobs == (logprob_object(entry),) * 3

@@ -6,9 +6,11 @@ attempts; the last event is a terminal status.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from worker.contract.job import TERMINAL
+from worker.contract.job import TERMINAL, Said
 
 STATUS = "status"
 DELTA = "delta"
@@ -20,7 +22,8 @@ class Event:
     """One entry: `seq` from 1, `kind` is status, delta or a terminal status, `data` is JSON text.
 
     A status carries `{"status","stage","attempt","at"}` (at: ms since the epoch), a delta
-    `{"text","tokens"}`, a terminal event `{}`: the record then has everything.
+    `{"text","tokens"}` and, where it has them, `reasoning`, `tool_calls` and `logprobs`, a terminal
+    event `{}`: the record then has everything.
     """
 
     seq: int
@@ -35,12 +38,38 @@ class Event:
     @property
     def text(self) -> str:
         """The text of a delta, else nothing."""
-        return str(json.loads(self.data)["text"]) if self.kind == DELTA else ""
+        return self.said.text
+
+    @property
+    def said(self) -> Said:
+        """What a delta says, else nothing."""
+        if self.kind != DELTA:
+            return Said()
+        data = json.loads(self.data)
+        return Said(
+            text=data["text"],
+            reasoning=data.get("reasoning", ""),
+            tool_calls=tuple(data.get("tool_calls", ())),
+            logprobs=tuple(data["logprobs"]["content"]) if "logprobs" in data else (),
+        )
 
 
-def delta_data(text: str, tokens: int) -> str:
-    """Return the wire form of a delta: its text and how many tokens it holds."""
-    delta = {"text": text, "tokens": tokens}
+def delta_data(
+    text: str,
+    tokens: int,
+    *,
+    reasoning: str = "",
+    tool_calls: Sequence[dict[str, Any]] = (),
+    logprobs: Sequence[dict[str, Any]] = (),
+) -> str:
+    """Return the wire form of a delta: what it says and how many tokens it holds."""
+    delta: dict[str, Any] = {"text": text, "tokens": tokens}
+    if reasoning:
+        delta["reasoning"] = reasoning
+    if tool_calls:
+        delta["tool_calls"] = tool_calls
+    if logprobs:
+        delta["logprobs"] = {"content": logprobs}
     return json.dumps(delta, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -50,6 +79,17 @@ def parse_message(message: str) -> Event:
     return Event(int(seq), kind, data)
 
 
-def joined_text(events: list[Event]) -> str:
+def joined_text(events: Sequence[Event]) -> str:
     """Return the text that these events hold."""
-    return "".join(event.text for event in events)
+    return joined(events).text
+
+
+def joined(events: Sequence[Event]) -> Said:
+    """Return what these events say together."""
+    pieces = [event.said for event in events]
+    return Said(
+        text="".join(piece.text for piece in pieces),
+        reasoning="".join(piece.reasoning for piece in pieces),
+        tool_calls=tuple(call for piece in pieces for call in piece.tool_calls),
+        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
+    )

@@ -159,10 +159,23 @@ class MediaProfile:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One chat turn: parts in the sender's order, a text or the index of a MediaRef."""
+    """One chat turn: parts in the sender's order, a text or the index of a MediaRef.
+
+    `tool_calls` (assistant) are OpenAI's objects, `tool_call_id` (tool) is the call that the turn
+    answers, `name` who speaks, where the sender said it.
+    """
 
     role: str
     parts: tuple[str | int, ...]
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Read the wire form; a record of an older version has only `role` and `parts`."""
+        calls = tuple(data.get("tool_calls", ()))
+        return cls(**(data | {"parts": tuple(data["parts"]), "tool_calls": calls}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +205,7 @@ class ChatRequest:
         """Read the wire form."""
         return cls(
             model=data["model"],
-            messages=tuple(Message(m["role"], tuple(m["parts"])) for m in data["messages"]),
+            messages=tuple(Message.from_dict(m) for m in data["messages"]),
             media=tuple(MediaRef(**m) for m in data["media"]),
             options=data["options"],
             video=VideoPolicy(**data["video"]),
@@ -237,12 +250,27 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """An answer, or a piece of one, by what it is.
+
+    `text` is what the model says, `reasoning` what it thinks before; `tool_calls` are OpenAI's
+    objects (`id`, `type`, `function`), whole ones only; `logprobs` OpenAI's entries, one per token
+    of all that was generated, none where the job did not ask for them.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    logprobs: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """The right to write to one job: what a claim handed out.
 
-    `fence` goes with every write. `emitted_ids` and `emitted_text` are what earlier attempts have
-    streamed (empty on the first), `ran_s` the seconds since the first of them began to generate.
-    `media` is what the media stage made (chat lane only).
+    `fence` goes with every write. `emitted_…` is what earlier attempts have streamed (empty on the
+    first), `ran_s` the seconds since the first of them began to generate. `media` is what the media
+    stage made (chat lane only).
     """
 
     job_id: str
@@ -256,18 +284,24 @@ class Hold:
     media: tuple[PreparedMedia, ...] = ()
     emitted_ids: tuple[int, ...] = ()
     emitted_text: str = ""
+    emitted_reasoning: str = ""
+    emitted_tool_calls: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an attempt ended: what `finish` writes into the record.
 
-    `text` is the whole answer over all attempts, partial for a cancelled or failed job; token
-    counts as the engine reports them; `runtime_s` the attempt's time inside the engine.
+    `text`, `reasoning` and `tool_calls` are the whole answer over all attempts, partial for a
+    cancelled or failed job; token counts as the engine reports them; `runtime_s` the attempt's time
+    inside the engine. `has_logprobs`: the job's events have them; they are too many to stand twice.
     """
 
     status: JobStatus
     text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    has_logprobs: bool = False
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -5,7 +5,8 @@ from typing import Any
 
 from worker.contract import view
 from worker.contract.door import RedisDoor
-from worker.contract.events import joined_text
+from worker.contract.events import joined
+from worker.contract.job import Said
 
 _LIST_SCAN = 5_000  # records one list call looks at before it hands out a cursor
 
@@ -37,20 +38,24 @@ class JobReader:
         }
 
     async def _public(self, job_id: str, record: view.Record) -> dict[str, Any]:
-        text = await self._streamed(job_id, record)
+        said = await self._streamed(job_id, record)
         if record["status"] != "queued":
-            return view.public(job_id, record, partial_text=text)
+            return view.public(job_id, record, streamed=said)
         ahead, eta_ms = await self._door.call("outlook", job_id)
         position = ahead if ahead >= 0 else None
         return view.public(
-            job_id, record, partial_text=text, position=position, eta_s=view.eta_s(eta_ms)
+            job_id, record, streamed=said, position=position, eta_s=view.eta_s(eta_ms)
         )
 
-    async def _streamed(self, job_id: str, record: view.Record) -> str:
-        """Return what is streamed so far, also of a job that waits to be gone on with."""
-        if "result" in record or "tokens" not in record:
-            return ""
-        return joined_text(await self._door.events(job_id))
+    async def _streamed(self, job_id: str, record: view.Record) -> Said:
+        """Return what the events hold and the record does not.
+
+        That is all of it while there is no result, also of a job that waits to be gone on with;
+        then only logprobs.
+        """
+        if "tokens" not in record or view.is_complete(record):
+            return Said()
+        return joined(await self._door.events(job_id))
 
     async def list_jobs(
         self,

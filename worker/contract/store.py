@@ -21,7 +21,7 @@ from worker.contract.errors import (
     StoreUnavailable,
     WorkerLost,
 )
-from worker.contract.events import delta_data, joined_text
+from worker.contract.events import delta_data, joined
 from worker.contract.job import (
     ChatRequest,
     Hold,
@@ -29,6 +29,7 @@ from worker.contract.job import (
     Lane,
     Outcome,
     PreparedMedia,
+    Said,
     Stage,
     new_job_id,
     with_history,
@@ -65,7 +66,8 @@ class Submitted:
 class Piece:
     """What one flush writes of one job: a delta, or (`text` None) that generation began.
 
-    `number` counts the pieces of a hold from 1; a piece sent again is not written twice.
+    `number` counts the pieces of a hold from 1; a piece sent again is not written twice. The last
+    three are as in `job.Said`.
     """
 
     job_id: str
@@ -73,6 +75,9 @@ class Piece:
     number: int
     text: str | None = None
     token_ids: tuple[int, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    logprobs: tuple[dict[str, Any], ...] = ()
 
     def values(self) -> list[Any]:
         """Return its five values for the scripts."""
@@ -80,7 +85,14 @@ class Piece:
         if self.text is None:
             return [self.number, "generating", "", "", 0]
         packed = "".join(f"{token_id}," for token_id in self.token_ids)
-        return [self.number, "delta", delta_data(self.text, count), packed, count]
+        data = delta_data(
+            self.text,
+            count,
+            reasoning=self.reasoning,
+            tool_calls=self.tool_calls,
+            logprobs=self.logprobs,
+        )
+        return [self.number, "delta", data, packed, count]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +192,7 @@ class JobStore:
         if answer is None:
             return None
         fence, attempt, ran_ms, request, spec, media, crashes, tokens = answer
-        ids, text = await self._emitted(job_id) if int(tokens or 0) else ((), "")
+        ids, said = await self._emitted(job_id) if int(tokens or 0) else ((), Said())
         return Hold(
             job_id=job_id,
             fence=fence,
@@ -192,13 +204,15 @@ class JobStore:
             ran_s=ran_ms / 1000,
             media=tuple(PreparedMedia.from_dict(m) for m in json.loads(media or "[]")),
             emitted_ids=ids,
-            emitted_text=text,
+            emitted_text=said.text,
+            emitted_reasoning=said.reasoning,
+            emitted_tool_calls=said.tool_calls,
         )
 
-    async def _emitted(self, job_id: str) -> tuple[tuple[int, ...], str]:
+    async def _emitted(self, job_id: str) -> tuple[tuple[int, ...], Said]:
         packed = await self._door.command("GET", self._door.key("tok", job_id))
         ids = tuple(int(n) for n in (packed or "").split(",") if n)
-        return ids, joined_text(await self._door.events(job_id))
+        return ids, joined(await self._door.events(job_id))
 
     async def renew(self, holds: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
         """Prolong the leases of (job id, fence) pairs; return (ids lost, ids to cancel)."""

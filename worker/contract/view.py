@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from worker.contract.job import JobStatus, PreparedMedia, Stage
+from worker.contract.job import JobStatus, PreparedMedia, Said, Stage
 
 VIEW_FIELDS = (
     "status",
@@ -41,12 +41,14 @@ VIEW_FIELDS = (
 
 Record = dict[str, str]
 
+_NOTHING = Said()
+
 
 def public(
     job_id: str,
     record: Record,
     *,
-    partial_text: str = "",
+    streamed: Said = _NOTHING,
     position: int | None = None,
     eta_s: float | None = None,
 ) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def public(
     Args:
         job_id: its id.
         record: `VIEW_FIELDS` of its hash, absent fields left out.
-        partial_text: what is streamed so far; ignored once the job is over.
+        streamed: what its events hold, where the record `is_complete` not.
         position: jobs ahead of it in its queue, from 0, while it waits.
         eta_s: expected seconds until it starts, from measured throughput.
     """
@@ -78,7 +80,7 @@ def public(
         "eta_s": eta_s,
         "cancel_requested": record.get("cancel") == "1",
         "progress": _progress(record),
-        "output": _output(result, partial_text),
+        "output": _output(result, streamed),
         "history": result["history"] if result else None,
         "usage": _usage(result),
         "generation_info": _generation_info(result) if result else None,
@@ -88,6 +90,11 @@ def public(
         "metadata": spec["metadata"],
         "links": links(job_id),
     }
+
+
+def is_complete(record: Record) -> bool:
+    """Return whether the record alone has the whole answer, or what there is of it."""
+    return "result" in record and not json.loads(record["result"]).get("has_logprobs")
 
 
 def eta_s(eta_ms: int) -> float | None:
@@ -152,10 +159,21 @@ def _progress(record: Record) -> dict[str, int]:
     return {"media_done": done, "media_total": total, "tokens": int(record.get("tokens", 0))}
 
 
-def _output(result: dict[str, Any] | None, partial_text: str) -> dict[str, Any]:
-    if result is None:
-        return {"text": partial_text, "finish_reason": None}
-    return {"text": result["text"], "finish_reason": result["finish_reason"]}
+def _output(result: dict[str, Any] | None, streamed: Said) -> dict[str, Any]:
+    """Return the answer; reasoning, calls and logprobs only where there are any."""
+    said = result or {
+        "text": streamed.text,
+        "reasoning": streamed.reasoning,
+        "tool_calls": list(streamed.tool_calls),
+        "finish_reason": None,
+    }
+    output = {"text": said["text"], "finish_reason": said["finish_reason"]}
+    for name in ("reasoning", "tool_calls"):
+        if said.get(name):  # a result of an older version has neither
+            output[name] = said[name]
+    if streamed.logprobs:
+        output["logprobs"] = {"content": list(streamed.logprobs)}
+    return output
 
 
 def _usage(result: dict[str, Any] | None) -> dict[str, int] | None:

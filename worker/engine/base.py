@@ -39,11 +39,41 @@ Part = str | Picture | Clip
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function that the caller offered; `arguments` are JSON text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One chat message: `role` is system, user, assistant or tool; parts in the sender's order."""
+    """One chat message: `role` is system, user, assistant or tool; parts in the sender's order.
+
+    `tool_calls` are what an assistant's turn asked for, `tool_call_id` is the call that a tool's
+    turn answers, `name` who speaks, where that was said.
+    """
 
     role: str
     parts: tuple[Part, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """Which functions the model may call.
+
+    `functions` are OpenAI's objects (`name`, and where given `description`, `parameters` as a JSON
+    schema, `strict`); `must_call`: the answer is at least one call; `only` the one name it may be,
+    where the caller says; `max_calls` ends the answer after so many.
+    """
+
+    functions: tuple[dict[str, Any], ...]
+    must_call: bool = False
+    only: str | None = None
+    max_calls: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +82,12 @@ class EngineOptions:
 
     Units and ranges: `max_tokens` ≥ 1 new tokens; `temperature` 0 (greedy) to 2; `top_p` in (0, 1];
     `top_k` ≥ 0 (0 = off); `min_p` in [0, 1]; `repetition_penalty` > 0 (1 = off); `seed` 0 to
-    2^63-1; `stop` up to 16 texts, never part of the answer; `extra` what only some engines take
-    (logprobs, response_format, tools …), by its OpenAI name.
+    2^63-1; `stop` up to 16 texts, never part of the answer.
+
+    What only some engines take, by the names in `ModelCard.options`: `top_logprobs` 0 to 20 more
+    likely tokens beside each that was chosen, None for no logprobs at all; `json_schema` (the
+    option response_format) what the answer is an instance of, `{"type": "object"}` where any JSON
+    object will do; `tools`.
     """
 
     max_tokens: int
@@ -65,15 +99,17 @@ class EngineOptions:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
+    top_logprobs: int | None = None
+    json_schema: dict[str, Any] | None = None
+    tools: ToolUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One attempt at one job.
 
-    `key` is unique per attempt. `emitted_ids` and `emitted_text` are what earlier attempts have
-    already streamed: the engine goes on from there and yields only what comes after, so that
+    `key` is unique per attempt. `emitted_…` is what earlier attempts have already streamed (of
+    calls: how many): the engine goes on from there and yields only what comes after, so that
     emitted_text + all deltas is the whole answer; `options.max_tokens` counts the emitted tokens
     in.
     """
@@ -83,6 +119,22 @@ class Prompt:
     options: EngineOptions
     emitted_ids: tuple[int, ...] = ()
     emitted_text: str = ""
+    emitted_reasoning: str = ""
+    emitted_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely one token was.
+
+    `data` are the token's bytes, perhaps no whole character; `logprob` the natural logarithm of its
+    probability by the model's own scores, before temperature, penalties and constraints; `top` the
+    likeliest tokens at its place, best first, themselves without `top`.
+    """
+
+    data: bytes
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +142,21 @@ class Delta:
     """A piece of the answer.
 
     `token_ids` are all tokens sampled since the last delta (also those whose bytes do not yet make
-    a whole character: `text` may then be empty; decoding all ids so far gives all text so far plus
-    at most one incomplete character and what may become a stop text). The token that ends a text
-    is not among them. `prompt_tokens` is the whole prompt with picture tokens, the
-    same in every delta. The last delta has `finish_reason`: stop or length.
+    a whole character: `text` may then be empty; where neither tools nor reasoning are in play,
+    decoding all ids so far gives all text so far plus at most one incomplete character and what may
+    become a stop text). The token that ends a text is not among them. `prompt_tokens` is the whole
+    prompt with picture tokens, the same in every delta. The last delta has `finish_reason`: stop,
+    length or tool_calls. `reasoning` and `tool_calls` (whole ones) are no part of `text`;
+    `logprobs` has one entry per token id where they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     prompt_tokens: int = 0
     finish_reason: str | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

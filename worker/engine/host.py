@@ -69,9 +69,9 @@ class Host:
             raise EngineFailed("the model is not loaded yet")
         async with contextlib.aclosing(self._engine.generate(prompt)) as deltas:
             async for d in deltas:
-                self._outbox.post(
-                    ("delta", number, d.text, d.token_ids, d.prompt_tokens, d.finish_reason)
-                )
+                plain = (d.text, d.token_ids, d.prompt_tokens, d.finish_reason)
+                rare = (d.reasoning, d.tool_calls, d.logprobs)
+                self._outbox.post(("delta", number, *plain, *(rare if any(rare) else ())))
 
     def _end(self, number: int, task: asyncio.Task[None]) -> None:
         """Tell how a prompt ended. A callback, as a task cancelled early runs no `finally`."""
