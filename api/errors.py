@@ -157,7 +157,7 @@ def _is_tag(before: str | int, step: str) -> bool:
     return isinstance(before, int) and step in _TAGS
 
 
-_BRANCHES = frozenset({"str", "MediaLink", "constrained"})
+_BRANCHES = frozenset({"str", "MediaLink", "constrained", "NamedTool"})
 _TAGS = frozenset({"text", "image_url", "video_url"})
 
 

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 DOORS = {
     "redis": {"worker.contract.door", "worker.contract.live"},
+    "jsonschema_rs": {"worker.contract.options"},
+    "llguidance": {"worker.engine.transformers.*"},
     "boto3": {"worker.contract.s3"},
     "botocore": {"worker.contract.s3"},
     "celery": {"worker.contract.broker", "worker.pool*", "worker.runtime", "worker.tasks"},

@@ -6,27 +6,19 @@ refused: an option that is dropped in silence is a wrong answer.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, model_validator
 
+from worker.contract.formats import MAX_TOOLS, CalledTool, ResponseFormat, Tool, ToolChoice
+from worker.contract.formats import Strict as _Strict
 from worker.contract.job import Priority
 
 MAX_SEED = 2**63 - 1
 _MAX_S = 30 * 86_400  # no wait and no record is longer
+_MAX_DEPTH = 64
 
 Text64 = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Text512 = Annotated[str, StringConstraints(max_length=512)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MediaLink(_Strict):
@@ -68,11 +60,28 @@ ContentPart = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="t
 
 
 class ChatMessage(_Strict):
-    """One OpenAI chat message. A user's text may hold `<img>URL</img>`, `<video>URL</video>`."""
+    """One OpenAI chat message. A user's text may hold `<img>URL</img>`, `<video>URL</video>`.
+
+    An assistant's turn may have `tool_calls` and then no content; a tool's says which call it
+    answers. `refusal` is null in what OpenAI's clients send back.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart]
-    name: str | None = None
+    content: str | list[ContentPart] | None = None
+    name: Text64 | None = None
+    tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    refusal: None = None
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> Self:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("only an assistant's message has tool_calls")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool_call_id belongs to a message of the role tool, and only there")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message needs content, or an assistant's its tool_calls")
+        return self
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
@@ -114,9 +123,10 @@ class QuestionBody(_Strict):
     ignore_eos: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     priority: Priority = Priority.NORMAL
     start_deadline_s: float | None = Field(None, gt=0, le=_MAX_S)
@@ -156,18 +166,24 @@ class JobBody(QuestionBody):
         return self
 
 
-def _refuse_surrogates(value: Any) -> None:
-    """Raise ValueError for half a surrogate pair: JSON can write one, UTF-8 and so Redis cannot."""
+def _refuse_surrogates(value: Any, depth: int = 0) -> None:
+    """Raise ValueError for half a surrogate pair: JSON can write one, UTF-8 and so Redis cannot.
+
+    Nor does a body need more than _MAX_DEPTH levels; what reads it later may go down recursively.
+    """
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"the body is nested more than {_MAX_DEPTH} levels deep")
     match value:
         case str():
             if not value.isascii():  # a whole data URL costs next to nothing
                 _encode(value)
         case dict():
-            for pair in value.items():
-                _refuse_surrogates(pair)
+            for name, item in value.items():
+                _refuse_surrogates(name, depth + 1)
+                _refuse_surrogates(item, depth + 1)
         case list() | tuple():
             for item in value:
-                _refuse_surrogates(item)
+                _refuse_surrogates(item, depth + 1)
 
 
 def _encode(text: str) -> None:

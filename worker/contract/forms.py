@@ -9,7 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from worker.contract.body import ChatMessage, ContentPart, JobBody, MediaLink, TextPart, VideoPart
 from worker.contract.errors import (
@@ -20,6 +20,7 @@ from worker.contract.errors import (
     TextTooLarge,
 )
 from worker.contract.job import ChatRequest, JobSpec, MediaRef, MediaType, Message, VideoPolicy
+from worker.contract.options import read_options
 from worker.contract.settings import Settings
 
 _TAG = re.compile(
@@ -28,11 +29,6 @@ _TAG = re.compile(
 _DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?P<params>(?:;[\w.+=-]+)*),")
 _FILE_ID = re.compile(r"file_[0-9a-f]{32}")
 _FIELD: dict[MediaType, str] = {"image": "images", "video": "videos"}
-
-OPTIONS = (
-    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
-    "ignore_eos", "logprobs", "top_logprobs", "response_format", "tools", "tool_choice",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +74,15 @@ def parse(body: JobBody, limits: Settings) -> Parsed:
 
 
 def to_request(body: JobBody, model: str, parsed: Parsed, media: Iterable[MediaRef]) -> ChatRequest:
-    """Return the request; `media` is what the sources became, in order."""
-    options = {name: value for name in OPTIONS if (value := getattr(body, name)) is not None}
-    if body.stop is not None:
-        options["stop"] = [body.stop] if isinstance(body.stop, str) else list(body.stop)
+    """Return the request; `media` is what the sources became, in order.
+
+    Raises InvalidRequest where the options do not make sense together.
+    """
     return ChatRequest(
         model=model,
         messages=parsed.messages,
         media=tuple(media),
-        options=options,
+        options=read_options(body),
         video=VideoPolicy(**body.video.model_dump()),
         query=parsed.query,
         history=parsed.history,
@@ -231,7 +227,7 @@ def _openai(body: JobBody, limits: Settings) -> Parsed:
     messages = []
     for number, message in enumerate(body.messages or []):
         param = f"messages[{number}].content"
-        messages.append(Message(_role(message), tuple(_parts(message, param, supply, listed))))
+        messages.append(_message(message, tuple(_parts(message, param, supply, listed))))
     supply.check()
     _place_left_overs(messages, supply)
     if messages[-1].role not in {"user", "tool"}:
@@ -240,8 +236,15 @@ def _openai(body: JobBody, limits: Settings) -> Parsed:
     return Parsed(tuple(messages), tuple(supply.sources), query, history)
 
 
-def _role(message: ChatMessage) -> str:
-    return "system" if message.role == "developer" else message.role
+def _message(message: ChatMessage, parts: tuple[str | int, ...]) -> Message:
+    calls = message.tool_calls or ()
+    return Message(
+        role="system" if message.role == "developer" else message.role,
+        parts=parts,
+        tool_calls=tuple(call.model_dump(exclude={"index"}) for call in calls),
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+    )
 
 
 def _parts(message: ChatMessage, param: str, supply: _Supply, listed: bool) -> Iterator[str | int]:
@@ -253,7 +256,7 @@ def _parts(message: ChatMessage, param: str, supply: _Supply, listed: bool) -> I
         else:
             yield message.content
         return
-    for number, part in enumerate(message.content):
+    for number, part in enumerate(message.content or ()):
         yield _part(part, f"{param}[{number}]", supply)
 
 
@@ -270,7 +273,7 @@ def _part(part: ContentPart, param: str, supply: _Supply) -> str | int:
 def _place_left_overs(messages: list[Message], supply: _Supply) -> None:
     if left := supply.rest():
         first = next((n for n, m in enumerate(messages) if m.role == "user"), len(messages) - 1)
-        messages[first] = Message(messages[first].role, (*left, *messages[first].parts))
+        messages[first] = replace(messages[first], parts=(*left, *messages[first].parts))
 
 
 def _as_pairs(
@@ -334,8 +337,13 @@ def _too_large(size: int, limit: int, param: str) -> MediaTooLarge:
 
 
 def _check_text(messages: tuple[Message, ...], limit: int) -> None:
-    total = sum(len(part.encode()) for m in messages for part in m.parts if isinstance(part, str))
+    total = sum(len(text.encode()) for message in messages for text in _texts(message))
     if total > limit:
         raise TextTooLarge(f"{total} bytes of text; the limit is {limit}", param="messages")
     if total == 0 and not any(isinstance(part, int) for m in messages for part in m.parts):
         raise InvalidRequest("there is no question: all texts are empty", param="query")
+
+
+def _texts(message: Message) -> Iterator[str]:
+    yield from (part for part in message.parts if isinstance(part, str))
+    yield from (call["function"]["arguments"] for call in message.tool_calls)

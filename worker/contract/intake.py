@@ -46,7 +46,7 @@ class Intake:
         parsed = forms.parse(body, self._settings)
         media = await asyncio.gather(*(self._reference(source) for source in parsed.sources))
         chat = forms.to_request(body, model, parsed, media)
-        _check_options(chat.options, card)
+        _check_options(chat, card)
         return chat
 
     async def submit(
@@ -93,9 +93,11 @@ class Intake:
         return key
 
 
-def _check_options(options: dict[str, Any], card: dict[str, Any]) -> None:
+def _check_options(chat: ChatRequest, card: dict[str, Any]) -> None:
     """Refuse what the model's engine cannot honour, as far as the model is known yet."""
-    for name in options.keys() - set(card.get("options", options)) - {"max_tokens"}:
+    speaks_of_tools = any(m.tool_calls or m.tool_call_id for m in chat.messages)
+    asked = chat.options.keys() | ({"tools"} if speaks_of_tools else set())
+    for name in sorted(asked - set(card.get("options", asked)) - {"max_tokens"}):
         raise OptionUnsupported(
             f"the {card['engine']} engine of {card['model']} cannot honour {name}", param=name
         )
