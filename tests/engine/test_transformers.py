@@ -22,8 +22,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import GenerationConfig
 
 from tests.support.tiny_model import CONTEXT_TOKENS, write_tiny_model
+from worker.engine.detokenizer import Detokenizer
 from worker.engine.transformers.checkpoint import open_checkpoint
-from worker.engine.transformers.detokenizer import Detokenizer
 from worker.engine.transformers.sampling import Sampling, SeededNoise
 
 CHINESE = "图片中一共有四只羊，它们在草地上吃草。🐑👩‍👩‍👧 How lovely!  Ünïcödé\n"
@@ -92,6 +92,22 @@ def test_an_answer_cut_inside_a_character_ends_before_it(
 
     assert lengths == sorted(lengths)
     assert lengths[-1] == len(CHINESE)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize("family", [_byte_level, _byte_fallback])
+def test_tokens_that_come_together_make_the_same_text(
+    tiny_model: Path, family: Callable[[Path], Tokenizer], size: int
+):
+    tokenizer = family(tiny_model)
+    ids = tokenizer.encode(CHINESE).ids
+    detokenizer = Detokenizer(tokenizer.decode)
+
+    pieces = [detokenizer.push(*ids[at : at + size]) for at in range(0, len(ids), size)]
+
+    assert "".join(pieces) == CHINESE
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert sum(map(bool, pieces)) > 5  # it streams: not all at the end
 
 
 def test_a_window_and_not_the_whole_answer_is_decoded_for_each_token(tiny_model: Path):

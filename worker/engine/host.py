@@ -6,10 +6,8 @@ told to, when its parent is gone, or when its engine is.
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
-import signal
 import socket
 import sys
 from typing import Any
@@ -18,11 +16,11 @@ from worker.contract.errors import EngineDied, EngineFailed, JobError, OutOfMemo
 from worker.contract.log import event, set_up
 from worker.engine import EngineSpec, load_engine
 from worker.engine.base import Engine, Prompt
+from worker.engine.child_process import die_with, ignore_stops
 from worker.engine.wire import Outbox, frames
 
 LOST_STATUS = 70
 """Exit status of a process whose engine said EngineDied: every prompt inside is lost with it."""
-_PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger(__name__)
 
@@ -105,27 +103,10 @@ def main() -> None:
     """Run the process: its arguments are a socket's descriptor, the parent's pid, a log level."""
     descriptor, parent_pid, level = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     set_up(level)
-    _ignore_stops()
-    _die_with(parent_pid)
-    asyncio.run(serve(socket.socket(fileno=descriptor)))
-
-
-def _ignore_stops() -> None:
-    """Leave Ctrl-C and SIGTERM to the parent, whose drain still needs the engine.
-
-    Empty handlers and not SIG_IGN, which an engine's own children would inherit and never lose.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-
-
-def _die_with(parent_pid: int) -> None:
-    """End with the parent even while the loop is stuck. Linux; elsewhere end of file does it."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before we asked
+    ignore_stops()
+    if not die_with(parent_pid):
         _leave(0)
+    asyncio.run(serve(socket.socket(fileno=descriptor)))
 
 
 def _as_job_error(error: BaseException, doing: str) -> JobError:

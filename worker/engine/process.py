@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncGenerator, Iterator
@@ -22,6 +21,7 @@ from worker.contract.errors import EngineDied, EngineFailed, JobError
 from worker.contract.log import event
 from worker.engine import EngineSpec
 from worker.engine.base import Delta, ModelCard, Prompt
+from worker.engine.child_process import command
 from worker.engine.wire import Outbox, frames
 
 CANCEL_S = 5.0
@@ -176,7 +176,7 @@ class _Child:
         with theirs, contextlib.ExitStack() as unless_started:
             unless_started.enter_context(ours)
             process = await asyncio.create_subprocess_exec(
-                *_command(theirs.fileno(), log_level),
+                *command("worker.engine.host", str(theirs.fileno()), str(os.getpid()), log_level),
                 stdin=DEVNULL,
                 stdout=_STDERR,  # what libraries print must not mix with our own output
                 pass_fds=[theirs.fileno()],
@@ -263,15 +263,6 @@ class _Child:
             if not stream.over.done():
                 stream.items.put_nowait(EngineDied(how))
                 stream.over.set_result(None)
-
-
-def _command(descriptor: int, log_level: str) -> list[str]:
-    """Return the child's command line. It imports this very package, from where we have it.
-
-    `python -m` would look in the working directory first, where a user's own `worker` may lie.
-    """
-    code = f"import sys; sys.path[:] = {sys.path!r}; from worker.engine.host import main; main()"
-    return [sys.executable, "-P", "-c", code, str(descriptor), str(os.getpid()), log_level]
 
 
 def _kill_group(pid: int) -> None:

@@ -8,7 +8,7 @@ from transformers import StoppingCriteria
 
 from worker.engine.answer import AnswerText
 from worker.engine.base import Delta, Prompt
-from worker.engine.transformers.detokenizer import Detokenizer
+from worker.engine.detokenizer import Detokenizer
 
 
 class Answering(StoppingCriteria):

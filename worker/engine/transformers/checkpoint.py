@@ -17,10 +17,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from worker.contract.errors import EngineFailed
+from worker.engine.picture_limits import picture_limits
 from worker.engine.transformers.sampling import neutral
 
 _DEFAULT_CONTEXT_TOKENS = 2048  # for the few configurations that do not say
-_DEFAULT_MAX_PIXELS = 1_003_520
 _library: Any = transformers  # some of it is typed, some is not
 _pictures: Any = AutoImageProcessor  # transformers 5.17 shows it by this path without torchvision
 
@@ -96,7 +96,7 @@ def _open(folder: Path) -> Checkpoint:
     sampling, model.generation_config = model.generation_config, neutral(model.generation_config)
     tokenizer = _library.AutoTokenizer.from_pretrained(folder, **_LOCAL)
     processor = _open_processor(folder, config, tokenizer) if is_multimodal else None
-    max_pixels, multiple = _picture_limits(processor)
+    max_pixels, multiple = picture_limits(processor)
     return Checkpoint(
         model=model,
         tokenizer=tokenizer,
@@ -151,19 +151,6 @@ def _without_video(family: Any) -> Any:
         return family.check_argument_for_proper_class(self, name, argument)
 
     return type(family.__name__, (family,), {"check_argument_for_proper_class": check})
-
-
-def _picture_limits(processor: Any) -> tuple[int, int]:
-    """Return the pixels that a picture may have, and what its sides should be multiples of."""
-    pictures = getattr(processor, "image_processor", None)
-    size = dict(getattr(pictures, "size", None) or {})
-    patch, merge = getattr(pictures, "patch_size", None), getattr(pictures, "merge_size", None)
-    if isinstance(patch, int) and isinstance(merge, int):  # Qwen-like: longest_edge is an area
-        return int(size.get("longest_edge") or _DEFAULT_MAX_PIXELS), patch * merge
-    tiles = int(getattr(pictures, "max_patches", None) or 1)
-    if "height" in size and "width" in size:
-        return int(size["height"] * size["width"] * tiles), 1
-    return _DEFAULT_MAX_PIXELS, 1
 
 
 def _context_tokens(config: Any) -> int:

@@ -1,6 +1,5 @@
 """From turns to a model's tensors: the checkpoint's chat template, tokenizer and processor."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,8 @@ from numpy.typing import NDArray
 
 from worker.contract.errors import EngineFailed
 from worker.engine.base import Picture, Prompt, Turn, frames_as_pictures
+from worker.engine.special_tokens import SpecialTokens
 from worker.engine.transformers.checkpoint import Checkpoint
-
-_JOINER = "\u2060"  # no width, no line break: the text reads the same
 
 
 class Layout:
@@ -24,7 +22,7 @@ class Layout:
     ) -> None:
         self._checkpoint = checkpoint
         self._decode = decode
-        self._specials = _specials(checkpoint.tokenizer)
+        self._specials = SpecialTokens(checkpoint.tokenizer)
 
     def inputs(self, prompt: Prompt) -> tuple[dict[str, torch.Tensor], int]:
         """Return the tensors, emitted tokens included, and the prompt's length without them.
@@ -60,17 +58,15 @@ class Layout:
 
     def _content(self, turn: Turn, as_parts: bool) -> Any:
         if not as_parts:
-            return "".join(self._plain(part) for part in turn.parts if isinstance(part, str))
+            return "".join(
+                self._specials.broken(part) for part in turn.parts if isinstance(part, str)
+            )
         return [
-            {"type": "text", "text": self._plain(part)}
+            {"type": "text", "text": self._specials.broken(part)}
             if isinstance(part, str)
             else {"type": "image"}
             for part in turn.parts
         ]
-
-    def _plain(self, text: str) -> str:
-        """Break special tokens that a user wrote: they would be turns or pictures that are none."""
-        return self._specials.sub(lambda found: found[0][0] + _JOINER + found[0][1:], text)
 
     def _text_only(self, text: str) -> dict[str, torch.Tensor]:
         encoded = self._checkpoint.tokenizer(text, add_special_tokens=False, return_tensors="pt")
@@ -109,10 +105,3 @@ def _extended(
         else tensor
         for name, tensor in tensors.items()
     }
-
-
-def _specials(tokenizer: Any) -> re.Pattern[str]:
-    added = tokenizer.added_tokens_decoder.values()
-    texts = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-    longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

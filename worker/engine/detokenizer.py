@@ -1,4 +1,4 @@
-"""From token ids to text, one at a time: a token may be half a character."""
+"""From token ids to text, as they come: a token may be half a character."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,12 +22,12 @@ class Detokenizer:
         self._known = 0
         """Characters of the window's text that were returned before."""
 
-    def push(self, token_id: int) -> str:
-        """Take the next token; return the text that is complete with it, possibly none."""
-        self._window.append(token_id)
+    def push(self, *token_ids: int) -> str:
+        """Take the next tokens; return the text that is complete with them, possibly none."""
+        self._window += token_ids
         text = self._decode(self._window)
         if text.endswith(_BROKEN):
-            return ""
+            return self._complete(text)
         fresh = text[self._known :]
         self._window, self._known = self._context(text)
         return fresh
@@ -35,6 +35,12 @@ class Detokenizer:
     def finish(self) -> str:
         """Return what was held back, without the character that never became complete."""
         return self._decode(self._window)[self._known :].rstrip(_BROKEN)
+
+    def _complete(self, text: str) -> str:
+        """Return what stands before the open character, which stays in the window."""
+        whole = text.rstrip(_BROKEN)
+        fresh, self._known = whole[self._known :], max(self._known, len(whole))
+        return fresh
 
     def _context(self, text: str) -> tuple[list[int], int]:
         for size in range(1, min(_MAX_CONTEXT, len(self._window)) + 1):
