@@ -74,7 +74,7 @@ async def _cancelled_while_running(store: JobStore, spec: dict[str, Any]) -> str
     hold = await running(store, **spec)
     for _ in range(2):
         await store.cancel(hold.job_id)
-    await store.release(hold, crashed=False)
+    await store.release(hold)
     return hold.job_id
 
 
@@ -155,8 +155,11 @@ async def test_the_next_life_of_a_job_has_other_ids(store: JobStore, debts: Debt
     ("outcome", "expected"),
     [
         (ended("a"), "response.completed"),
-        (Outcome(JobStatus.COMPLETED, "a", "length"), "response.incomplete"),
-        (Outcome(JobStatus.COMPLETED, '"finish_reason":"length"', "stop"), "response.completed"),
+        (Outcome(JobStatus.COMPLETED, "a", finish_reason="length"), "response.incomplete"),
+        (
+            Outcome(JobStatus.COMPLETED, '"finish_reason":"length"', finish_reason="stop"),
+            "response.completed",
+        ),
         (ended(status=JobStatus.FAILED), "response.failed"),
         (ended(status=JobStatus.CANCELLED), "response.cancelled"),
     ],

@@ -9,6 +9,7 @@ import pytest
 from tests.support.factories import PICTURE, claim, ended, question, running, said, submit
 from worker.contract import view
 from worker.contract.door import RedisDoor
+from worker.contract.errors import WorkerLost
 from worker.contract.job import JobSpec, JobStatus, Lane, Outcome
 from worker.contract.reader import JobReader
 from worker.contract.store import JobStore
@@ -93,7 +94,7 @@ async def test_all_that_an_answer_says_is_there_while_it_runs_and_after_a_take_o
     entry = {"token": "四", "logprob": -0.5, "bytes": [1], "top_logprobs": []}
     piece = replace(said(hold, 1, "四"), reasoning="hm", tool_calls=(call,), logprobs=(entry,))
     await store.append([piece])
-    await store.release(hold, crashed=True)
+    await store.release(hold, WorkerLost("its process ended"))
 
     waiting = await reader.get(hold.job_id)
     again = await claim(store, hold.job_id)

@@ -21,7 +21,6 @@ class ChatBody(ChoicesBody):
 
     messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    parallel_tool_calls: bool | None = None
 
     # Where it is kept and who pays: nothing here depends on them.
     store: bool | None = None
@@ -86,8 +85,7 @@ def _as_sent(message: Any) -> Any:
 
 def to_job(body: ChatBody) -> JobBody:
     """Return the job that one choice is. Raises OptionUnsupported."""
-    neutral = _NEUTRAL if not body.tools else _NEUTRAL | {"parallel_tool_calls": (True,)}
-    choices.refuse_unless_neutral(body, neutral)
+    choices.refuse_unless_neutral(body, _NEUTRAL)
     fields = choices.shared_fields(body)
     fields["max_tokens"] = body.max_tokens or body.max_completion_tokens
     return JobBody.model_construct(messages=body.messages, **fields)

@@ -73,16 +73,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Options that no engine here has, with the values at which they change nothing."""
 
-_IDLE: dict[str, Any] = {
-    "response_format": {"type": "text"},
-    "tools": [],
-    "tool_choice": "none",
-    "logprobs": False,
-    "top_logprobs": 0,
-    "ignore_eos": False,
-}
-"""Options at the value that asks for nothing: an engine that does not know them need not refuse."""
-
 _INSTEAD = {
     "presence_penalty": "repetition_penalty",
     "frequency_penalty": "repetition_penalty",
@@ -110,11 +100,6 @@ def refuse_unless_neutral(body: BaseModel, neutral: Mapping[str, tuple[Any, ...]
 def shared_fields(body: ChoicesBody) -> dict[str, Any]:
     """Return what a body has in common with a job's, for `JobBody.model_construct`."""
     fields = {name: getattr(body, name) for name in QuestionBody.model_fields}
-    for name, value in _IDLE.items():
-        if fields[name] == value:
-            fields[name] = None
-    if not fields["tools"] and fields["tool_choice"] == "auto":
-        fields["tool_choice"] = None
     if body.seed is not None:
         fields["seed"] = body.seed & MAX_SEED  # OpenAI's seeds may be negative
     return fields
