@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from worker.contract.errors import InvalidRequest, JobError, kind_of
 
@@ -40,6 +41,8 @@ STATUS = {
     "webhook_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,
+    "deadline_exceeded": 408,  # the caller's own limits, so no fault of the server's
+    "timeout": 408,
     "job_conflict": 409,
     "idempotency_conflict": 409,
     "batch_conflict": 409,
@@ -60,8 +63,6 @@ STATUS = {
     "out_of_memory": 500,
     "worker_lost": 500,
     "store_unavailable": 503,
-    "deadline_exceeded": 504,
-    "timeout": 504,
 }
 """Code to HTTP status: of a refused call, or of a call that waited for a job that failed."""
 
@@ -161,13 +162,23 @@ _BRANCHES = frozenset({"str", "MediaLink", "constrained", "NamedTool"})
 _TAGS = frozenset({"text", "image_url", "video_url"})
 
 
-async def _http_error(_: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - installed for this class
     if isinstance(error.__cause__, JobError):  # BodyLimit's, while FastAPI read the body
         return respond(error.__cause__)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
     body = {"message": str(error.detail), "type": kind_of(code), "param": None, "code": code}
-    return JSONResponse({"error": body}, error.status_code, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if code == "method_not_allowed":
+        headers["Allow"] = _methods_here(request)
+    return JSONResponse({"error": body}, error.status_code, headers)
+
+
+def _methods_here(request: Request) -> str:
+    """Return what a path takes; Starlette names the methods of its first route only."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    here = (r for r in routes if r.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in here for method in route.methods or ()}))
 
 
 async def _fault(request: Request, error: Exception) -> JSONResponse:

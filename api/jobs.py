@@ -137,7 +137,7 @@ async def _until_changed(job_id: str, wait_s: float, uses: Contract) -> None:
 
 def cursor_of(last_event_id: str | None, starting_after: int | None) -> int:
     """Return the event number after which a stream goes on. The header wins: browsers resend it."""
-    if last_event_id is None:
+    if not last_event_id:
         return starting_after or 0
     if not last_event_id.isdigit():
         raise InvalidRequest("Last-Event-ID must be an event's number", param="Last-Event-ID")

@@ -8,7 +8,7 @@ from api.errors import ErrorView
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorView}
-    for code in (400, 401, 404, 405, 409, 410, 413, 415, 416, 429, 500, 503, 504)
+    for code in (400, 401, 404, 405, 408, 409, 410, 413, 415, 416, 429, 500, 503)
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ class JobView(BaseModel):
     cancel_requested: bool
     progress: dict[str, int]
     output: Output
-    history: list[tuple[str, str]] | None
+    history: list[list[str]] | None
     usage: dict[str, int] | None
     generation_info: dict[str, float] | None
     timings: dict[str, float | None]

@@ -28,7 +28,7 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 async def events(
     job_id: str,
     uses: Uses,
-    last_event_id: Annotated[str | None, Header()] = None,
+    last_event_id: Annotated[str | None, Header(json_schema_extra={"pattern": "^[0-9]*$"})] = None,
     starting_after: Annotated[int | None, Query(ge=0)] = None,
 ) -> StreamingResponse:
     """Stream a job: status changes, text deltas, and last the whole job."""

@@ -210,7 +210,7 @@ async def test_a_model_that_is_not_served_is_a_404(client: AsyncOpenAI):
     [
         ({"messages": user("[[fail]]")}, 500, "engine_error"),
         ({"messages": user("[[oom]]")}, 500, "out_of_memory"),
-        ({"messages": user("[[hang]]"), "timeout_s": 0.3}, 504, "timeout"),
+        ({"messages": user("[[hang]]"), "timeout_s": 0.3}, 408, "timeout"),
         ({"messages": user("q"), "max_tokens": 1_000_000}, 400, "context_length_exceeded"),
         ({"messages": user("<img>data:image/png;base64,AAAA</img>q")}, 415, "media_unsupported"),
     ],

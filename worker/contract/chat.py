@@ -6,7 +6,7 @@ Pure: the HTTP door and the lines of a batch use the same functions.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,23 @@ from worker.contract.events import Event
 
 class ChatBody(ChoicesBody):
     """The body of a chat completion: OpenAI's fields, ms-swift's, and the queue's own."""
+
+    example: ClassVar[dict[str, Any]] = {
+        "messages": [{"role": "user", "content": "How many sheep are there?"}],
+        "images": ["https://example.com/sheep.png"],
+    }
+    neutral = ChoicesBody.neutral | {
+        "service_tier": ("auto", "default"),
+        "modalities": (["text"],),
+        "verbosity": ("medium",),
+        "reasoning_effort": (),
+        "audio": (),
+        "prediction": (),
+        "web_search_options": (),
+        "moderation": (),
+        "functions": ([],),
+        "function_call": ("none",),
+    }
 
     messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
@@ -58,20 +75,6 @@ class ChatBody(ChoicesBody):
         return self
 
 
-_NEUTRAL = choices.NEUTRAL | {
-    "service_tier": ("auto", "default"),
-    "modalities": (["text"],),
-    "verbosity": ("medium",),
-    "reasoning_effort": (),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "moderation": (),
-    "functions": ([],),
-    "function_call": ("none",),
-}
-
-
 def _as_sent(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
@@ -85,7 +88,7 @@ def _as_sent(message: Any) -> Any:
 
 def to_job(body: ChatBody) -> JobBody:
     """Return the job that one choice is. Raises OptionUnsupported."""
-    choices.refuse_unless_neutral(body, _NEUTRAL)
+    body.refuse_unless_neutral()
     fields = choices.shared_fields(body)
     fields["max_tokens"] = body.max_tokens or body.max_completion_tokens
     return JobBody.model_construct(messages=body.messages, **fields)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,8 +26,46 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool = False  # padding against eavesdroppers; there is never any
 
 
+_INSTEAD = {
+    "presence_penalty": "repetition_penalty",
+    "frequency_penalty": "repetition_penalty",
+    "service_tier": "priority",
+}
+
+
+def without_nulls(body: Any) -> Any:
+    """Return a body without the fields that are null; what is no object, as it is."""
+    if not isinstance(body, dict):
+        return body
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _document(schema: dict[str, Any], kind: type[BaseModel]) -> None:
+    """Say in the OpenAPI document which values of an option are taken, and show a body."""
+    assert issubclass(kind, ChoicesBody)  # noqa: S101 - whose configuration this is
+    for name, values in kind.neutral.items():
+        schema["properties"][name]["enum"] = [*values, None]
+    schema["examples"] = [kind.example]
+
+
 class ChoicesBody(QuestionBody):
-    """The fields of both calls. A null is a field that was not given, as OpenAI has it."""
+    """The fields of both calls. A null is a field that was not given, as OpenAI has it.
+
+    `neutral` are the options that no engine here has, with the values at which they change nothing.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_document)
+
+    example: ClassVar[dict[str, Any]] = {}
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
+        "logit_bias": ({},),
+        "num_beams": (1,),
+        "length_penalty": (1,),
+        "best_of": (1,),
+        "audios": ([],),
+    }
 
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -56,45 +94,19 @@ class ChoicesBody(QuestionBody):
             raise ValueError("stream_options need stream=true")
         return self
 
+    def refuse_unless_neutral(self) -> None:
+        """Raise OptionUnsupported for an option that would have to change the answer."""
+        for name, values in self.neutral.items():
+            value = getattr(self, name)
+            if value is not None and value not in values:
+                told = f"send {values[0]!r} or leave it out" if values else "leave it out"
+                instead = f"; there is {_INSTEAD[name]}" if name in _INSTEAD else ""
+                raise OptionUnsupported(f"{name} is not supported: {told}{instead}", param=name)
+
     @property
     def includes_usage(self) -> bool:
         """True where the stream shall end with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
-
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "num_beams": (1,),
-    "length_penalty": (1,),
-    "best_of": (1,),
-    "audios": ([],),
-}
-"""Options that no engine here has, with the values at which they change nothing."""
-
-_INSTEAD = {
-    "presence_penalty": "repetition_penalty",
-    "frequency_penalty": "repetition_penalty",
-    "service_tier": "priority",
-}
-
-
-def without_nulls(body: Any) -> Any:
-    """Return a body without the fields that are null; what is no object, as it is."""
-    if not isinstance(body, dict):
-        return body
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def refuse_unless_neutral(body: BaseModel, neutral: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise OptionUnsupported for an option that would have to change the answer."""
-    for name, values in neutral.items():
-        value = getattr(body, name)
-        if value is not None and value not in values:
-            told = f"send {values[0]!r} or leave it out" if values else "leave it out"
-            instead = f"; there is {_INSTEAD[name]}" if name in _INSTEAD else ""
-            raise OptionUnsupported(f"{name} is not supported: {told}{instead}", param=name)
 
 
 def shared_fields(body: ChoicesBody) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -14,17 +14,18 @@ from worker.contract.body import ChatMessage, JobBody
 from worker.contract.choices import ChoicesBody, JobView
 from worker.contract.events import Event
 
-_NEUTRAL = choices.NEUTRAL | {
-    "echo": (False,),
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "top_logprobs": (),  # here `logprobs` is their number
-}
-
 
 class CompletionBody(ChoicesBody):
     """The body of a completion: one prompt, or several that are answered on their own."""
+
+    example: ClassVar[dict[str, Any]] = {"prompt": "There are four sheep on the"}
+    neutral = ChoicesBody.neutral | {
+        "echo": (False,),
+        "suffix": ("",),
+        "tools": ([],),
+        "tool_choice": ("none",),
+        "top_logprobs": (),  # here `logprobs` is their number
+    }
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=choices.MAX_CHOICES)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None  # type: ignore[assignment]  # a number here, a flag in chat
@@ -44,7 +45,7 @@ def to_jobs(body: CompletionBody) -> list[JobBody]:
 
     Raises OptionUnsupported, and InvalidRequest for too many choices.
     """
-    choices.refuse_unless_neutral(body, _NEUTRAL)
+    body.refuse_unless_neutral()
     fields = choices.shared_fields(body)
     if body.logprobs is not None:
         fields |= {"logprobs": True, "top_logprobs": body.logprobs}
