@@ -1,10 +1,15 @@
 """The door to Redis: its connections, its failures, and what cancelling a call does."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.conftest import MakeSettings
+from tests.faults.proxy import Fate, Proxy, through
+from worker.contract import door as door_module
 from worker.contract.door import RedisDoor
 from worker.contract.errors import StoreUnavailable
 from worker.server import RunningServer
@@ -53,6 +58,78 @@ async def test_a_redis_that_is_away_is_named(make_settings: MakeSettings, own_re
     with pytest.raises(StoreUnavailable, match=r"redis://127.0.0.1:\d+/0 does not answer"):
         await door.ping()
     await door.close()
+
+
+@asynccontextmanager
+async def behind_a_network(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[RedisDoor, Proxy]]:
+    """Yield a door that waits half a second for an answer, and the network that it goes through."""
+    monkeypatch.setattr(door_module, "_ANSWER_S", 0.5)
+    direct = make_settings().redis_url
+    network = Proxy(urlsplit(direct).port or 0, lambda: Fate.PASS)
+    door = RedisDoor(make_settings(REDIS_URL=through(direct, await network.start())))
+    yield door, network
+    network.speak()
+    await door.close()
+    await network.stop()
+
+
+async def test_while_redis_is_silent_one_call_asks_and_the_others_fail_at_once(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+):
+    async with behind_a_network(make_settings, monkeypatch) as (door, network):
+        await door.ping()
+        network.hush()
+        with pytest.raises(StoreUnavailable, match="TimeoutError"):
+            await door.ping()
+        probe = asyncio.create_task(door.ping())
+        await asyncio.sleep(0)
+
+        with pytest.raises(StoreUnavailable, match="stopped answering") as refused:
+            await door.ping()
+        network.speak()
+        await probe
+
+        assert not refused.value.was_asked
+        await door.ping()
+
+
+async def test_who_insists_asks_a_silent_redis_as_well(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+):
+    async with behind_a_network(make_settings, monkeypatch) as (door, network):
+        await door.call("stalled", 0)
+        network.hush()
+        with pytest.raises(StoreUnavailable, match="TimeoutError"):
+            await door.ping()
+        probe = asyncio.create_task(door.ping())
+        await asyncio.sleep(0)
+
+        insisting = asyncio.create_task(door.call("stalled", 0, insist=True))
+        await asyncio.sleep(0)
+        network.speak()
+
+        assert await insisting == []
+        await probe
+
+
+async def test_an_asker_that_is_cancelled_leaves_its_place_to_the_next(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+):
+    async with behind_a_network(make_settings, monkeypatch) as (door, network):
+        await door.ping()
+        network.hush()
+        with pytest.raises(StoreUnavailable, match="TimeoutError"):
+            await door.ping()
+        gone = asyncio.create_task(door.ping())
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.wait({gone})
+
+        network.speak()
+
+        await door.ping()
 
 
 async def test_closing_leaves_no_connection(make_settings: MakeSettings, door: RedisDoor):

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import MakeSettings
-from tests.faults.proxy import HOST, Fate, Proxy
+from tests.faults.proxy import Fate, Proxy, through
 from tests.support.factories import claim, question
 from worker.contract.door import RedisDoor
 from worker.contract.errors import StoreUnavailable
@@ -39,12 +39,9 @@ async def flaky(make_settings: MakeSettings) -> AsyncIterator[Flaky]:
 @asynccontextmanager
 async def _flaky(make_settings: MakeSettings) -> AsyncIterator[Flaky]:
     fates: list[Fate] = []
-    direct = urlsplit(make_settings().redis_url)
-    proxy = Proxy(direct.port or 0, lambda: fates.pop(0) if fates else Fate.PASS)
-    place = f"{direct.netloc.rpartition(':')[0]}:{await proxy.start()}"
-    if "@" not in place:
-        place = f"{HOST}:{place.rpartition(':')[2]}"
-    door = RedisDoor(make_settings(REDIS_URL=direct._replace(netloc=place).geturl()))
+    direct = make_settings().redis_url
+    proxy = Proxy(urlsplit(direct).port or 0, lambda: fates.pop(0) if fates else Fate.PASS)
+    door = RedisDoor(make_settings(REDIS_URL=through(direct, await proxy.start())))
     await JobStore(door).submit(question("a first job"), JobSpec())  # connected, script loaded
     yield Flaky(JobStore(door), fates)
     await door.close()
@@ -91,8 +88,8 @@ class LosingDoor(RedisDoor):
 
     is_lost = False
 
-    async def call(self, name: str, *args: Any) -> Any:
-        answer = await super().call(name, *args)
+    async def call(self, name: str, *args: Any, insist: bool = False) -> Any:
+        answer = await super().call(name, *args, insist=insist)
         if name == "submit" and not self.is_lost:
             self.is_lost = True
             await claim(JobStore(self), args[0])

@@ -34,7 +34,8 @@ class Verdict:
 
     `half_accepted` are jobs that exist although no caller was told 202: one whose answer was lost
     on the way. `takeovers_s` are the times from a strike to the next attempt at a job that it
-    interrupted, ascending; `longest_s` is the longest from a 202 to the end. `troubles` has one
+    interrupted, ascending; `refused_after_s` how long the slowest refusal of a new job took, and
+    `longest_s` the longest time from a 202 to the end. `troubles` has one
     line per broken promise.
     """
 
@@ -49,6 +50,7 @@ class Verdict:
     torn: int = 0
     half_accepted: int = 0
     refusals: int = 0
+    refused_after_s: float = 0.0
     cuts: int = 0
     more_attempts: int = 0
     takeovers_s: list[float] = field(default_factory=list)
@@ -113,6 +115,7 @@ def _count(verdict: Verdict, entry: Entry) -> None:
     verdict.submitted += 1
     verdict.accepted += entry.job_id is not None
     verdict.refusals += entry.refusals
+    verdict.refused_after_s = max(verdict.refused_after_s, entry.refused_after_s)
     verdict.cuts += entry.cuts
     verdict.longest_s = max(verdict.longest_s, entry.took_s or 0.0)
     for trouble in entry.troubles:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 class Entry:
     """One question, and all that its caller saw of it.
 
-    `key` is its Idempotency-Key, '' for none. `refusals` counts 429 and 5xx, `breaks` connections
-    that ended without an answer, `cuts` streams that were read on after a break. `outcome` is the
-    status of the stream's last event, or of the poll that found the job over. Moments are monotonic
-    seconds, None until they come.
+    `key` is its Idempotency-Key, '' for none. `refusals` counts 429 and 5xx, the slowest of
+    a new job came after `refused_after_s`; `breaks` counts connections that ended without an
+    answer, `cuts` streams that were read on after a break. `outcome` is the status of the stream's
+    last event, or of the poll that found the job over. Moments are monotonic seconds, None until
+    they come.
     """
 
     number: int
@@ -22,6 +23,7 @@ class Entry:
     has_picture: bool
     job_id: str | None = None
     refusals: int = 0
+    refused_after_s: float = 0.0
     breaks: int = 0
     cuts: int = 0
     last_seen: int = 0
@@ -36,6 +38,11 @@ class Entry:
         if self.job_id not in {None, job_id}:
             self.troubles.append(f"two jobs for one key: {self.job_id} and {job_id}")
         self.job_id, self.accepted_s = job_id, time.monotonic()
+
+    def refused(self, after_s: float) -> None:
+        """Note a 429 or 5xx."""
+        self.refusals += 1
+        self.refused_after_s = max(self.refused_after_s, after_s)
 
     def saw(self, number: int, text: str) -> None:
         """Note an event of the stream; each must be numbered one above the last."""

@@ -94,6 +94,7 @@ class Load:
         """Hand it in once; False when it cannot be tried again without a key."""
         headers = {"Idempotency-Key": entry.key} if entry.key else {}
         timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT_S)
+        began = time.monotonic()
         try:
             async with http.post(
                 "/v1/jobs", json=_body(entry), headers=headers, timeout=timeout
@@ -101,7 +102,7 @@ class Load:
                 if said.status in {OK, ACCEPTED}:
                     entry.accepted((await said.json())["id"])
                     return True
-                entry.refusals += 1
+                entry.refused(time.monotonic() - began)
                 if said.status != 429 and said.status < 500:
                     entry.troubles.append(f"refused with {said.status}: {await said.text()}")
                     return False

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from enum import StrEnum
+from urllib.parse import urlsplit
 
 CHUNK_BYTES = 256 * 1024
 HOST = "127.0.0.1"
@@ -20,10 +21,22 @@ class Fate(StrEnum):
     CUT = "cut"  # the connection ends before the call is forwarded
     LOSE = "lose"  # it is executed, and the connection ends instead of the answer
     REFUSE = "refuse"  # answered by the proxy itself, the server never sees it
+    DELAY = "delay"  # forwarded after `Proxy.delay_s`
+
+
+def through(url: str, port: int) -> str:
+    """Return a server's URL as it is reached through a proxy that listens on a port."""
+    parts = urlsplit(url)
+    name, at, _ = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{name}{at}{HOST}:{port}").geturl()
 
 
 class Proxy:
-    """Forwards to `port`; `judge` says what becomes of each call, `refusal` are REFUSE's bytes."""
+    """Forwards to `port`; `judge` says what becomes of each call, `refusal` are REFUSE's bytes.
+
+    While `is_closed`, new connections end at once. `hush` is a network that swallows everything:
+    nobody is told, and what was under way arrives once it is over, as TCP has it.
+    """
 
     def __init__(self, port: int, judge: Callable[[], Fate], *, refusal: bytes = b"") -> None:
         self._target = port
@@ -32,8 +45,11 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
         self.failed_calls = 0
-        self.is_closed = False  # True: new connections end at once
+        self.delay_s = 2.0
+        self.is_closed = False
 
     async def start(self) -> int:
         """Listen on a free port and return it."""
@@ -45,6 +61,7 @@ class Proxy:
         """End every connection and listen no more."""
         if self._server is not None:
             self._server.close()
+        self.speak()
         self.cut_all()
         if self._serving:
             await asyncio.wait(self._serving)
@@ -53,6 +70,18 @@ class Proxy:
         """End every connection now, whatever is under way."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def hush(self) -> None:
+        """Let nothing pass from now on."""
+        self._flows.clear()
+
+    def speak(self) -> None:
+        """Let everything pass again, what has waited first."""
+        self._flows.set()
+
+    async def flows(self) -> None:
+        """Return once there is no silence."""
+        await self._flows.wait()
 
     def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         serving = asyncio.create_task(self._serve(reader, writer))
@@ -63,6 +92,7 @@ class Proxy:
         if self.is_closed:
             writer.transport.abort()
             return
+        await self.flows()
         try:
             there, back = await asyncio.open_connection(HOST, self._target, limit=CHUNK_BYTES)
         except OSError:
@@ -129,6 +159,9 @@ class _Connection:
                         return
                     case Fate.LOSE:
                         self._loses_answer = True
+                    case Fate.DELAY:
+                        await asyncio.sleep(self._proxy.delay_s)
+                await self._proxy.flows()
                 self._to_server.write(call)
                 await self._to_server.drain()
 
@@ -137,5 +170,6 @@ class _Connection:
             while answer := await self._server.read(CHUNK_BYTES):
                 if self._loses_answer:
                     return
+                await self._proxy.flows()
                 self._to_client.write(answer)
                 await self._to_client.drain()

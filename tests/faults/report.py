@@ -20,6 +20,7 @@ COLUMNS = (
     ("**gaps or repeats**", "torn"),
     ("no 202, ran", "half_accepted"),
     ("refused or 503", "refusals"),
+    ("slowest 503 s", "refused_after_s"),
     ("streams resumed", "cuts"),
     ("attempts beyond 1st", "more_attempts"),
     ("take-over p50 s", "takeover_p50_s"),

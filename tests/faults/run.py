@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from tests.faults import audit
 from tests.faults.audit import Verdict
 from tests.faults.deployment import Deployment, Stores, deployment, stores
 from tests.faults.load import Load
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import Proxy, through
 from tests.faults.strikes import Fault, Scene
 from worker.contract.door import RedisDoor
 
@@ -96,12 +96,6 @@ async def _proxied(
     proxy = Proxy(urlsplit(target).port or 0, fault.judge(chance), refusal=fault.refusal)
     port = await proxy.start()
     try:
-        yield proxy, {name: _with_port(urls[name], port) for name in fault.proxied}
+        yield proxy, {name: through(urls[name], port) for name in fault.proxied}
     finally:
         await proxy.stop()
-
-
-def _with_port(url: str, port: int) -> str:
-    parts = urlsplit(url)
-    place = parts.netloc.rpartition(":")[0]
-    return urlunsplit(parts._replace(netloc=f"{place}:{port}"))

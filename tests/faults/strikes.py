@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import resource
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,8 @@ HOUR_S = 3600.0
 CLOCK_WRONG_S = 10.0
 CALLS_THAT_FAIL = 0.01
 S3_CALLS_THAT_FAIL = 0.1
+S3_CALLS_THAT_LAG = 0.33
+DISK_LEFT_BYTES = 1  # less than the log holds already
 _BODY = b"<Error><Code>SlowDown</Code><Message>try again later</Message></Error>"
 SLOW_DOWN = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n"
@@ -104,6 +107,37 @@ def outage(seconds: float) -> Strike:
     return strike
 
 
+def silence(seconds: float) -> Strike:
+    """Let nothing through the proxy for a while, and tell nobody: a network that drops packets."""
+
+    async def strike(scene: Scene) -> None:
+        assert scene.proxy is not None
+        scene.proxy.hush()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            scene.proxy.speak()
+
+    return strike
+
+
+def full_disk(seconds: float) -> Strike:
+    """Let Redis' files grow no further for a while: each write of its log fails."""
+
+    async def strike(scene: Scene) -> None:
+        pids = scene.place.parts["redis"].pids()
+        for pid in pids:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (DISK_LEFT_BYTES, resource.RLIM_INFINITY))
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            for pid in pids:
+                whole = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, whole)
+
+    return strike
+
+
 def bad_calls(chance: random.Random) -> Callable[[], Fate]:
     """Judge Redis calls: one in a hundred fails, half of those after it was executed."""
 
@@ -123,6 +157,11 @@ def busy_store(chance: random.Random) -> Callable[[], Fate]:
         return Fate.REFUSE if is_out or chance.random() < S3_CALLS_THAT_FAIL else Fate.PASS
 
     return judge
+
+
+def slow_store(chance: random.Random) -> Callable[[], Fate]:
+    """Judge S3 calls: one in three takes two seconds longer."""
+    return lambda: Fate.DELAY if chance.random() < S3_CALLS_THAT_LAG else Fate.PASS
 
 
 def _passes(_: random.Random) -> Callable[[], Fate]:
@@ -174,6 +213,15 @@ _FAULTS = (
         "s3-busy", "S3 answers 503: 10 % always, all of it for 3 s in 10", nothing,
         proxied=("S3_ENDPOINT_URL",), judge=busy_store, refusal=SLOW_DOWN,
     ),
+    Fault(
+        "s3-slow", "one S3 call in three takes 2 s longer", nothing,
+        proxied=("S3_ENDPOINT_URL",), judge=slow_store,
+    ),
+    Fault(
+        "redis-silent", "Redis unreachable for 30 s: the network drops everything", silence(30.0),
+        proxied=("REDIS_URL",), every_s=30.0,
+    ),
+    Fault("disk-full", "no room for Redis' append-only file for 5 s", full_disk(5.0), every_s=15.0),
     Fault(
         "redis-calls", "1 % of Redis calls fail, half of them after they were executed", nothing,
         proxied=("REDIS_URL",), judge=bad_calls,

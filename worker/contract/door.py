@@ -9,11 +9,14 @@ from typing import Any, NoReturn
 import redis.asyncio as aioredis
 from redis.asyncio.client import PubSub
 from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.contract import batch_scripts, debt_scripts, keys, scripts
 from worker.contract.errors import JobGone, JobNotFound, StoreUnavailable
 from worker.contract.events import Event
 from worker.contract.settings import Settings, without_password
+
+_ANSWER_S = 5.0  # Redis answers within milliseconds: who is silent for so long is not there
 
 _CONSTANTS = {
     "GRACE": keys.OUTBOX_GRACE_MS,
@@ -56,7 +59,9 @@ _SCRIPTS = {
 class RedisDoor:
     """A bounded pool of connections to one Redis, its scripts, and the names of its keys.
 
-    Every call raises StoreUnavailable when Redis does not answer within seconds.
+    Every call raises StoreUnavailable when Redis does not answer within seconds. Once one call has
+    waited in vain, one at a time goes on asking and the others fail at once, until it answers:
+    callers are told soon, and do not queue for the connections.
 
     `on_owed` is told the lanes in which a transition of this process left something to deliver:
     whoever can sends a ticket there. Nobody listening costs the second until the next sweep.
@@ -71,10 +76,11 @@ class RedisDoor:
             max_connections=max_connections,
             timeout=5,
             decode_responses=True,
-            socket_timeout=5,
+            socket_timeout=_ANSWER_S,
             socket_connect_timeout=3,
             health_check_interval=15,
         )
+        self._is_silent = self._is_probed = False
         self.redis = aioredis.Redis.from_pool(pool)  # which then closes the pool with it
         # A subscription is read by one task while others write to it: a health check, which
         # reads its answer, must not come between. Keepalive finds a dead line instead.
@@ -96,13 +102,15 @@ class RedisDoor:
         prefix = self.settings.key_prefix
         return f"{prefix}{kind}:{name}" if name else f"{prefix}{kind}"
 
-    async def call(self, name: str, *args: Any) -> Any:
-        """Run a script of `scripts` by its name in lower case."""
+    async def call(self, name: str, *args: Any, insist: bool = False) -> Any:
+        """Run a script of `scripts` by its name in lower case; see `guard` for `insist`."""
         script, prefix = _SCRIPTS[name], self.settings.key_prefix
         try:
-            woken, *answer = await self.guard(self.redis.evalsha(script.sha, 0, prefix, *args))
+            asked = self.redis.evalsha(script.sha, 0, prefix, *args)
+            woken, *answer = await self.guard(asked, insist=insist)
         except NoScriptError:
-            woken, *answer = await self.guard(self.redis.eval(script.text, 0, prefix, *args))
+            asked = self.redis.eval(script.text, 0, prefix, *args)
+            woken, *answer = await self.guard(asked, insist=insist)
         if woken and self.on_owed is not None:
             self.on_owed(woken)
         return answer[0] if answer else None
@@ -111,12 +119,18 @@ class RedisDoor:
         """Run one Redis command."""
         return await self.guard(self.redis.execute_command(*args))  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
 
-    async def guard(self, pending: Any) -> Any:
-        """Await something of the client; translate its failures."""
+    async def guard(self, pending: Any, *, insist: bool = False) -> Any:
+        """Await something of the client; translate its failures.
+
+        `insist`: ask also while Redis is silent and somebody else is asking already.
+        """
+        if self._is_silent and self._is_probed and not insist:
+            pending.close()  # a coroutine that was never begun
+            raise StoreUnavailable(f"Redis at {self._where} has stopped answering", was_asked=False)
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         try:
-            answer = await pending
+            answer = await self._ask(pending)
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
@@ -126,6 +140,24 @@ class RedisDoor:
         # comes as it ends: deadlines and cancelled jobs would go on for ever.
         if task and task.cancelling() > cancels:
             raise asyncio.CancelledError
+        return answer
+
+    async def _ask(self, pending: Any) -> Any:
+        """Await it, and note whether anything at all came back."""
+        is_probe = self._is_silent and not self._is_probed
+        self._is_probed = self._is_probed or is_probe
+        try:
+            answer = await pending
+            self._is_silent = False
+        except RedisTimeoutError:
+            self._is_silent = True
+            raise
+        except (RedisError, OSError):  # an answer as well, and a quick one
+            self._is_silent = False
+            raise
+        finally:
+            if is_probe:
+                self._is_probed = False
         return answer
 
     async def events(self, job_id: str, after: int = 0) -> list[Event]:

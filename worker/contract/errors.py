@@ -179,10 +179,17 @@ class QueueFull(JobError):
 
 
 class StoreUnavailable(JobError):
-    """Redis, the broker or the object store does not answer; nothing was accepted."""
+    """Redis, the broker or the object store does not answer; nothing was accepted.
+
+    `was_asked` is False where the call was not even sent, so that it cannot have been executed.
+    """
 
     code = "store_unavailable"
     retryable = True
+
+    def __init__(self, message: str, *, was_asked: bool = True) -> None:
+        super().__init__(message)
+        self.was_asked = was_asked
 
 
 # --- media ----------------------------------------------------------------------------------------

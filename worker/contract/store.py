@@ -161,8 +161,10 @@ class JobStore:
     async def _ask_twice(self, name: str, *args: Any) -> Any:
         try:
             return await self._door.call(name, *args)
-        except StoreUnavailable:
-            return await self._door.call(name, *args)
+        except StoreUnavailable as error:
+            if not error.was_asked:
+                raise
+            return await self._door.call(name, *args, insist=True)
 
     async def published(self, job_ids: Sequence[str]) -> None:
         """Note that the tickets of these jobs are with the broker."""
