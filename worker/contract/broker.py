@@ -91,6 +91,8 @@ def make_app(settings: Settings) -> Celery:
     )
     if settings.broker_url.startswith(("redis", "valkey", "unix")):
         app.conf.broker_transport_options = _redis_options(settings)
+        # A Redis that refuses writes, as with a full disk, is one that is away: it comes back.
+        app.conf.broker_channel_error_retry = True
     else:
         app.conf.task_queue_max_priority = 10
     return app
