@@ -21,7 +21,8 @@ TOKENS = 60
 def running(
     own_redis: RunningServer, s3_environ: dict[str, str], tmp_path: Path
 ) -> Iterator[Service]:
-    with service(tmp_path, own_redis.environ | s3_environ, FOREBAY_MODELS="echo") as made:
+    stores = own_redis.environ | s3_environ
+    with service(tmp_path, stores, FOREBAY_MODELS="echo", FOREBAY_LEASE_S="20") as made:
         yield made
 
 

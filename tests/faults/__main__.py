@@ -1,6 +1,7 @@
 """The fault-injection suite.
 
-    python -m tests.faults [--jobs N] [--rate R] [--only NAME …] [--report FILE] [--results FILE]
+    python -m tests.faults [--jobs N] [--rate R] [--only NAME …] [--broker redis|rabbitmq]
+                           [--report FILE] [--results FILE]
 
 Real processes, each struck at random moments while callers hand jobs in; exit status 1 where
 anything was lost, ended twice, or came to a reader with a gap or a repeat. Results are kept after
@@ -18,7 +19,7 @@ from pathlib import Path
 from tests.faults import report
 from tests.faults.audit import Verdict
 from tests.faults.run import run_fault
-from tests.faults.strikes import FAULTS
+from tests.faults.strikes import BROKERS, FAULTS, names_for
 
 REPORT = Path(__file__).with_name("REPORT.md")
 
@@ -27,8 +28,9 @@ def main() -> int:
     """Run the faults that are asked for; print a line each and write the report."""
     args = _parse()
     verdicts = _kept(args.results)
-    for name in args.only or FAULTS:
-        verdict = verdicts[name] = _run(name, args)
+    for name in args.only or names_for(args.broker):
+        verdict = _run(name, args)
+        verdicts[verdict.name] = verdict
         print(report.line(verdict), f"({verdict.wall_s:.0f} s)", flush=True)
         for trouble in verdict.troubles[: report.TROUBLES_SHOWN]:
             print("   ", trouble, flush=True)
@@ -48,7 +50,8 @@ def _keep(args: argparse.Namespace, verdicts: dict[str, Verdict]) -> None:
         kept = {name: asdict(verdict) for name, verdict in verdicts.items()}
         args.results.write_text(json.dumps(kept, indent=1))
     if args.report:
-        in_order = [verdicts[name] for name in FAULTS if name in verdicts]
+        order = list(FAULTS)
+        in_order = sorted(verdicts.values(), key=lambda verdict: order.index(verdict.fault))
         text = report.markdown(in_order, jobs=args.jobs, rate=args.rate, seed=args.seed)
         args.report.write_text(text, encoding="utf-8")
 
@@ -59,6 +62,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=60.0, help="jobs per second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=FAULTS, metavar="NAME", help=" ".join(FAULTS))
+    parser.add_argument(
+        "--broker", choices=BROKERS, default="redis", help="rabbitmq must be installed"
+    )
     parser.add_argument("--report", type=Path, help=f"a Markdown file, such as {REPORT}")
     parser.add_argument("--results", type=Path, help="a JSON file that keeps what was measured")
     parser.add_argument("--folder", type=Path, help="keep data and logs here")
@@ -70,7 +76,14 @@ def _run(name: str, args: argparse.Namespace) -> Verdict:
         folder = (args.folder / name) if args.folder else Path(scratch)
         folder.mkdir(parents=True, exist_ok=args.folder is None)  # an old run would be counted too
         return asyncio.run(
-            run_fault(FAULTS[name], folder, jobs=args.jobs, rate=args.rate, seed=args.seed)
+            run_fault(
+                FAULTS[name],
+                folder,
+                jobs=args.jobs,
+                rate=args.rate,
+                seed=args.seed,
+                broker=args.broker,
+            )
         )
 
 

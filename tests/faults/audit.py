@@ -40,6 +40,7 @@ class Verdict:
     """
 
     fault: str
+    broker: str = "redis"
     strikes: int = 0
     submitted: int = 0
     accepted: int = 0
@@ -63,6 +64,11 @@ class Verdict:
         """Return the take-over time that this share of them did not exceed, 0 for none."""
         last = len(self.takeovers_s) - 1
         return self.takeovers_s[round(share * last)] if self.takeovers_s else 0.0
+
+    @property
+    def name(self) -> str:
+        """The fault's name, marked where the broker was not Redis."""
+        return self.fault if self.broker == "redis" else f"{self.broker}/{self.fault}"
 
     @property
     def is_clean(self) -> bool:

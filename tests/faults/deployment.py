@@ -14,6 +14,8 @@ from pathlib import Path
 import aiohttp
 
 from tests.faults import family
+from tests.support import rabbit as rabbits
+from tests.support.processes import until_async
 from worker import commands, embedded
 from worker.children import Child, Command
 from worker.contract.settings import Settings
@@ -77,7 +79,10 @@ class Part:
 
 @dataclass(slots=True, eq=False)
 class Deployment:
-    """The parts by name: redis, s3, api, media, chat-1, chat-2; `settings` reach Redis directly."""
+    """The parts by name: redis, s3, api, media, chat-1, chat-2, and broker where it is not Redis.
+
+    `settings` reach Redis directly.
+    """
 
     url: str
     parts: dict[str, Part]
@@ -97,11 +102,17 @@ def _clock(environ: Mapping[str, str], ahead_s: float) -> dict[str, str]:
 
 @dataclass(slots=True, eq=False)
 class Stores:
-    """The two servers, and where they really are."""
+    """The servers, and where they really are. `broker` is None where it is Redis."""
 
     redis: Part
     s3: Part
     environ: dict[str, str]
+    broker: Part | None = None
+
+    def parts(self) -> dict[str, Part]:
+        """Return them by name."""
+        found = {"redis": self.redis, "s3": self.s3}
+        return found if self.broker is None else found | {"broker": self.broker}
 
 
 @asynccontextmanager
@@ -121,6 +132,23 @@ async def stores(folder: Path, *, redis_pause_s: float) -> AsyncIterator[Stores]
 
 
 @asynccontextmanager
+async def with_rabbit(folder: Path, servers: Stores) -> AsyncIterator[Stores]:
+    """Run RabbitMQ beside them, as the broker, until the block ends."""
+    (folder / "rabbit").mkdir()
+    rabbit = rabbits.make(folder / "rabbit")
+    mapper, broker = Part(rabbit.mapper), Part(rabbit.server)
+    try:
+        for part, port in ((mapper, rabbit.mapper_port), (broker, rabbit.port)):
+            part.start()
+            await until_async(lambda port=port: rabbits.answers(port), START_S)
+        environ = servers.environ | {"CELERY_BROKER_URL": rabbit.url}
+        yield replace(servers, environ=environ, broker=broker)
+    finally:
+        await broker.stop()
+        await mapper.stop()
+
+
+@asynccontextmanager
 async def deployment(
     folder: Path, servers: Stores, through: Mapping[str, str], **settings: str
 ) -> AsyncIterator[Deployment]:
@@ -136,9 +164,7 @@ async def deployment(
     made["media"] = Part(_command(folder, "media", environ, "worker", "media"))
     made["api"] = Part(_command(folder, "api", environ, "api", "--port", str(port)))
     direct = Settings(_env_file=None, **servers.environ)  # type: ignore[arg-type]  # aliases
-    running = Deployment(
-        f"http://127.0.0.1:{port}", made | {"redis": servers.redis, "s3": servers.s3}, direct
-    )
+    running = Deployment(f"http://127.0.0.1:{port}", made | servers.parts(), direct)
     try:
         for part in made.values():
             part.start()

@@ -47,13 +47,6 @@ def line(verdict: Verdict) -> str:
 
 def markdown(verdicts: Sequence[Verdict], *, jobs: int, rate: float, seed: int) -> str:
     """Return the whole report."""
-    rule = "|".join("---" if name == "fault" else "---:" for _, name in COLUMNS)
-    rows = [
-        "|".join(title for title, _ in COLUMNS),
-        rule,
-        *("|".join(cells(verdict)) for verdict in verdicts),
-    ]
-    table = "\n".join(f"|{row}|" for row in rows)
     return "\n".join((_HEAD.format(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         machine=_machine(),
@@ -64,7 +57,22 @@ def markdown(verdicts: Sequence[Verdict], *, jobs: int, rate: float, seed: int) 
         result="Nothing was lost, nothing ended twice, no stream had a gap or a repeat."
         if all(verdict.is_clean for verdict in verdicts)
         else "NOT CLEAN: see below.",
-    ), table, _legend(verdicts), *_troubles(verdicts)))  # fmt: skip
+    ), *_tables(verdicts), _legend(verdicts), *_troubles(verdicts)))  # fmt: skip
+
+
+def _tables(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return one table for each broker."""
+    with_redis = [verdict for verdict in verdicts if verdict.broker == "redis"]
+    others = [verdict for verdict in verdicts if verdict.broker != "redis"]
+    second = ["", "With RabbitMQ as broker:", "", _table(others)] if others else []
+    return [_table(with_redis), *second]
+
+
+def _table(verdicts: Sequence[Verdict]) -> str:
+    rule = "|".join("---" if name == "fault" else "---:" for _, name in COLUMNS)
+    titles = "|".join(title for title, _ in COLUMNS)
+    rows = [titles, rule, *("|".join(cells(verdict)) for verdict in verdicts)]
+    return "\n".join(f"|{row}|" for row in rows)
 
 
 def _machine() -> str:
@@ -73,7 +81,7 @@ def _machine() -> str:
 
 
 def _legend(verdicts: Sequence[Verdict]) -> str:
-    lines = [f"- `{v.fault}`: {FAULTS[v.fault].about}{_codes(v)}" for v in verdicts]
+    lines = dict.fromkeys(f"- `{v.fault}`: {FAULTS[v.fault].about}{_codes(v)}" for v in verdicts)
     return "\n".join(("", "## The faults", "", *lines, ""))
 
 
@@ -86,7 +94,7 @@ def _troubles(verdicts: Sequence[Verdict]) -> list[str]:
     lines = []
     for verdict in verdicts:
         shown = verdict.troubles[:TROUBLES_SHOWN]
-        lines += [f"- `{verdict.fault}` {trouble}" for trouble in shown]
+        lines += [f"- `{verdict.name}` {trouble}" for trouble in shown]
     return ["## Broken promises", "", *lines, ""] if lines else []
 
 
@@ -108,5 +116,7 @@ jobs for one Idempotency-Key. **gaps or repeats**: a stream whose numbers or tex
 the stored ones, or an answer that is not what an undisturbed run gives. **answered 202** is less
 than submitted where a connection broke under a POST without an Idempotency-Key: such a caller
 cannot ask again. **no 202, ran**: the part of those whose job was in Redis already.
-**take-over**: from a strike to the next attempt at a job that it interrupted.
+**take-over**: from a strike to the next attempt at a job that it interrupted, where the strike hit
+both workers within seconds the start of one included. **slowest 503**: from handing a job in to
+the refusal.
 """

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from tests.faults import audit
 from tests.faults.audit import Verdict
-from tests.faults.deployment import Deployment, Stores, deployment, stores
+from tests.faults.deployment import Deployment, Stores, deployment, stores, with_rabbit
 from tests.faults.load import Load
 from tests.faults.proxy import Proxy, through
 from tests.faults.strikes import Fault, Scene
@@ -22,12 +22,14 @@ SETTLE_S = 150.0  # a worker that was killed often is started again after up to 
 FIRST_STRIKE_S = 1.5
 
 
-async def run_fault(fault: Fault, folder: Path, *, jobs: int, rate: float, seed: int) -> Verdict:
+async def run_fault(
+    fault: Fault, folder: Path, *, jobs: int, rate: float, seed: int, broker: str = "redis"
+) -> Verdict:
     """Start everything in a folder, load it while the fault strikes, compare the books."""
     chance = random.Random(seed)
     began = time.monotonic()
     async with (
-        stores(folder, redis_pause_s=fault.redis_away_s) as servers,
+        _servers(fault, folder, broker) as servers,
         _proxied(fault, servers, chance) as (proxy, through),
         deployment(
             folder, servers, through, FOREBAY_DRAIN_S=str(DRAIN_S), **fault.settings
@@ -38,6 +40,7 @@ async def run_fault(fault: Fault, folder: Path, *, jobs: int, rate: float, seed:
         strikes_ms = await _strike_under(load, fault, scene)
         verdict = audit.judge(fault.name, load.entries, await _records(place), strikes_ms)
     verdict.strikes = scene.count + (proxy.failed_calls if proxy else 0)
+    verdict.broker = broker
     verdict.wall_s = time.monotonic() - began
     return verdict
 
@@ -81,6 +84,16 @@ async def _records(place: Deployment) -> dict[str, audit.Record]:
         return await audit.read_records(door)
     finally:
         await door.close()
+
+
+@asynccontextmanager
+async def _servers(fault: Fault, folder: Path, broker: str) -> AsyncIterator[Stores]:
+    async with stores(folder, redis_pause_s=fault.redis_away_s) as servers:
+        if broker == "redis":
+            yield servers
+            return
+        async with with_rabbit(folder, servers) as all_of_them:
+            yield all_of_them
 
 
 @asynccontextmanager

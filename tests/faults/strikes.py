@@ -17,6 +17,7 @@ CLOCK_WRONG_S = 10.0
 CALLS_THAT_FAIL = 0.01
 S3_CALLS_THAT_FAIL = 0.1
 S3_CALLS_THAT_LAG = 0.33
+ONLY_RABBIT = {"kill-broker", "term-broker"}
 DISK_LEFT_BYTES = 1  # less than the log holds already
 _BODY = b"<Error><Code>SlowDown</Code><Message>try again later</Message></Error>"
 SLOW_DOWN = (
@@ -226,10 +227,20 @@ _FAULTS = (
         "redis-calls", "1 % of Redis calls fail, half of them after they were executed", nothing,
         proxied=("REDIS_URL",), judge=bad_calls,
     ),
+    Fault("kill-broker", "kill -9 of RabbitMQ", kill(("broker",), ""), every_s=15.0),
+    Fault("term-broker", "SIGTERM of RabbitMQ", terminate(("broker",)), every_s=20.0),
     Fault(
         "broker-cut", "broker connections cut, none let in for 3 s", outage(3.0),
         proxied=("CELERY_BROKER_URL",), every_s=8.0,
     ),
 )  # fmt: skip
+
+BROKERS = ("redis", "rabbitmq")
+
+
+def names_for(broker: str) -> list[str]:
+    """Return the faults that a broker can have."""
+    return [name for name in FAULTS if broker != "redis" or name not in ONLY_RABBIT]
+
 
 FAULTS = {fault.name: fault for fault in _FAULTS}

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.processes import until
@@ -27,32 +28,69 @@ def find() -> tuple[str, str] | None:
     return (server, epmd) if server and epmd else None
 
 
+@dataclass(frozen=True)
+class Rabbit:
+    """A broker that can be started any number of times, always in the same place.
+
+    `mapper` is Erlang's port mapper, which must run before and besides.
+    """
+
+    server: Command
+    mapper: Command
+    port: int
+    mapper_port: int
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"amqp://guest:guest@{HOST}:{self.port}//"
+
+
+def make(folder: Path) -> Rabbit:
+    """Return how to start a broker with its data in a folder."""
+    programs = find()
+    assert programs is not None, "rabbitmq-server and epmd are not installed"
+    server, epmd = programs
+    port, dist_port, mapper_port = (choose_port() for _ in range(3))
+    environ = _environ(folder, port, dist_port, mapper_port)
+    mapper = (epmd, "-address", HOST, "-port", str(mapper_port))
+    return Rabbit(
+        Command("rabbit", (server,), environ, log=folder / "rabbit.log", cwd=folder),
+        Command("epmd", mapper, environ, log=folder / "epmd.log", cwd=folder),
+        port,
+        mapper_port,
+    )
+
+
+def answers(port: int) -> bool:
+    """Tell whether somebody listens on a port."""
+    with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1):
+        return True
+    return False
+
+
 @contextmanager
 def rabbit_server(folder: Path) -> Iterator[str]:
     """Yield a broker's URL; the broker and its port mapper are gone afterwards."""
-    programs = find()
-    assert programs is not None
-    server, epmd = programs
-    ports = [str(choose_port()) for _ in range(3)]
-    environ = _environ(folder, *ports)
-    with _child(epmd, "-address", HOST, "-port", ports[2], environ=environ, folder=folder):
-        until(lambda: _answers(ports[2]), START_S)
-        with _child(server, environ=environ, folder=folder) as child:
-            until(lambda: not child.is_alive or _answers(ports[0]), START_S)
-            assert child.is_alive, (folder / "rabbitmq-server.log").read_text()[-2000:]
-            yield f"amqp://guest:guest@{HOST}:{ports[0]}//"
+    made = make(folder)
+    with _child(made.mapper):
+        until(lambda: answers(made.mapper_port), START_S)
+        with _child(made.server) as child:
+            until(lambda: not child.is_alive or answers(made.port), START_S)
+            assert child.is_alive, (folder / "rabbit.log").read_text()[-2000:]
+            yield made.url
 
 
-def _environ(folder: Path, port: str, dist_port: str, epmd_port: str) -> dict[str, str]:
+def _environ(folder: Path, port: int, dist_port: int, epmd_port: int) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),  # Erlang's cookie
         "ERL_EPMD_ADDRESS": HOST,
-        "ERL_EPMD_PORT": epmd_port,
+        "ERL_EPMD_PORT": str(epmd_port),
         "RABBITMQ_NODENAME": f"forebay-{secrets.token_hex(4)}@localhost",
         "RABBITMQ_NODE_IP_ADDRESS": HOST,
-        "RABBITMQ_NODE_PORT": port,
-        "RABBITMQ_DIST_PORT": dist_port,
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(dist_port),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         "RABBITMQ_MNESIA_BASE": str(folder / "data"),
         "RABBITMQ_LOG_BASE": str(folder / "log"),
@@ -63,16 +101,9 @@ def _environ(folder: Path, port: str, dist_port: str, epmd_port: str) -> dict[st
 
 
 @contextmanager
-def _child(*argv: str, environ: dict[str, str], folder: Path) -> Iterator[Child]:
-    name = Path(argv[0]).name
-    child = Child(Command(name, argv, environ, log=folder / f"{name}.log", cwd=folder))
+def _child(command: Command) -> Iterator[Child]:
+    child = Child(command)
     try:
         yield child
     finally:
         child.stop(STOP_S)
-
-
-def _answers(port: str) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((HOST, int(port)), 1):
-        return True
-    return False
