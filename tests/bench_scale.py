@@ -5,8 +5,9 @@
 Fills one queue to each size with questions of 600 bytes, straight through `JobStore.submit`, and
 prints for each: memory per job; submits, polls and claims per second of one client process with 16
 tasks; and Redis' CPU time for one of each, for a sweep with nothing due and for one with 200
-tickets to send again. Client and Redis, with its append-only file, share the machine. A million
-jobs take some minutes and about 3 GB.
+tickets to send again; and what Redis itself measured of the commands in a poll, which shows where
+growth comes from: the same work on memory that no cache holds any more. Client and Redis, with its
+append-only file, share the machine. A million jobs take some minutes and about 3 GB.
 """
 
 import argparse
@@ -31,10 +32,11 @@ from worker.contract.settings import Settings
 from worker.contract.store import JobStore
 
 TASKS = 16
-PROBES = 500  # polls and claims that are timed
+PROBES = 2000  # polls and claims that are timed
 SWEEPS = 50
 TICKETS = 200  # per round trip to the broker
 DUE = 200  # what one sweep does at most
+IN_A_POLL = ("hmget", "evalsha")  # the record, then place and ETA
 TEXT = "四只羊在草地上。" * 25  # 600 bytes
 
 Figures = dict[str, int]
@@ -80,10 +82,14 @@ def _table(rows: list[Figures]) -> Table:
 
 
 class Pace(NamedTuple):
-    """How fast something went, and Redis' own CPU time for each, which load beside it spares."""
+    """How fast something went, and Redis' own CPU time for each, which load beside it spares.
+
+    `commands_us` is what Redis measured by itself: microseconds per call of each command.
+    """
 
     per_s: int
     redis_us: int
+    commands_us: dict[str, float]
 
 
 class Scale:
@@ -112,6 +118,7 @@ class Scale:
             "claims/s": claims.per_s,
             "submit µs": submits.redis_us,
             "poll µs": polls.redis_us,
+            **{f"{name} µs": round(polls.commands_us[name]) for name in IN_A_POLL},
             "claim µs": claims.redis_us,
             "idle sweep µs": idle.redis_us,
             f"sweep of {DUE} µs": busy.redis_us,
@@ -136,12 +143,15 @@ class Scale:
             for item in left:
                 await act(item)
 
+        await self._door.redis.config_resetstat()
         began_s, cpu_s = time.perf_counter(), await self._cpu_s()
         async with asyncio.TaskGroup() as group:
             for _ in range(TASKS):
                 group.create_task(work())
         used_s, took_s = await self._cpu_s() - cpu_s, time.perf_counter() - began_s
-        return Pace(round(len(items) / took_s), round(used_s / len(items) * 1e6))
+        stats = await self._door.redis.info("commandstats")
+        spent_us = {name[8:]: of["usec_per_call"] for name, of in stats.items()}
+        return Pace(round(len(items) / took_s), round(used_s / len(items) * 1e6), spent_us)
 
     async def _submit(self, _: int) -> None:
         made = await self._store.submit(question(TEXT), JobSpec())

@@ -69,10 +69,12 @@ async def behind_a_network(
     direct = make_settings().redis_url
     network = Proxy(urlsplit(direct).port or 0, lambda: Fate.PASS)
     door = RedisDoor(make_settings(REDIS_URL=through(direct, await network.start())))
-    yield door, network
-    network.speak()
-    await door.close()
-    await network.stop()
+    try:
+        yield door, network
+    finally:
+        network.speak()
+        await door.close()
+        await network.stop()
 
 
 async def test_while_redis_is_silent_one_call_asks_and_the_others_fail_at_once(

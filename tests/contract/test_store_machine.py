@@ -1,4 +1,9 @@
-"""Any order of transitions, by two owners, against a real Redis and a model of the rules."""
+"""Any order of transitions against a real Redis and a model of the rules.
+
+Two workers claim, write, finish and give back; their supervisor hands back what they held; a caller
+submits in three classes, cancels and retries; a sweeper finds leases and start deadlines over. Time
+does not pass by itself: a rule moves the moment in question into the past.
+"""
 
 import asyncio
 import secrets
@@ -17,24 +22,32 @@ from hypothesis.stateful import (
 )
 
 from tests.conftest import MakeSettings
-from tests.support.factories import LOST, ended, question, said
+from tests.support.factories import LOST, MODEL, ended, question, said
 from worker.contract import keys
 from worker.contract.door import RedisDoor
+from worker.contract.errors import JobConflict
 from worker.contract.events import joined_text
-from worker.contract.job import Hold, JobSpec, JobStatus, Lane
+from worker.contract.job import Hold, JobSpec, JobStatus, Lane, Priority
 from worker.contract.reader import JobReader
 from worker.contract.settings import Settings
 from worker.contract.store import JobStore
 
 OWNERS = st.sampled_from(["worker-1", "worker-2"])
 TEXTS = st.text('ab四只羊\n"\\ ', max_size=4)
+HOUR_S = 3600.0
 ENDS = st.sampled_from([JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED])
 
 
 @dataclass
 class Expected:
-    """What must be true of a job: its status, who may write, and all that was written."""
+    """What must be true of a job: its status, who may write, and all that was written.
 
+    `base` is the number of the event that is not stored, before all others.
+    """
+
+    priority: Priority = Priority.NORMAL
+    has_deadline: bool = False
+    base: int = 1
     status: str = "queued"
     fence: str | None = None
     owner: str = ""
@@ -62,10 +75,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.runner.run(self.door.close())
         self.runner.close()
 
-    @rule(target=jobs)
-    def submit(self) -> str:
-        made = self.runner.run(self.store.submit(question(), JobSpec()))
-        self.expected[made.job_id] = Expected()
+    @rule(target=jobs, priority=st.sampled_from(Priority), has_deadline=st.booleans())
+    def submit(self, priority: Priority, has_deadline: bool) -> str:
+        spec = JobSpec(priority=priority, start_deadline_s=HOUR_S if has_deadline else None)
+        made = self.runner.run(self.store.submit(question(), spec))
+        self.expected[made.job_id] = Expected(priority, has_deadline)
         return made.job_id
 
     @rule(target=holds, job_id=jobs, owner=OWNERS)
@@ -81,6 +95,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert hold.emitted_ids == tuple(map(ord, "".join(job.texts)))
         assert hold.crashes == job.crashes
         job.status, job.fence, job.owner, job.pieces = "in_progress", hold.fence, owner, 0
+        job.has_deadline = False  # it has started
         return hold
 
     @rule(hold=holds, text=TEXTS, is_repeated=st.booleans())
@@ -140,6 +155,56 @@ class StoreMachine(RuleBasedStateMachine):
         job.is_cancelling = job.is_cancelling or job.status == "in_progress"
         assert answer == ("requested" if job.status == "in_progress" else job.status)
 
+    @rule(job_id=jobs)
+    def retry(self, job_id: str) -> None:
+        job = self.expected[job_id]
+        _, events = self.runner.run(self._look(job_id))
+        is_allowed = job.status in {"failed", "cancelled", "expired"}
+
+        try:
+            made = self.runner.run(self.store.retry(job_id))
+        except JobConflict:
+            assert not is_allowed
+            return
+
+        assert is_allowed
+        assert made.queue == keys.chat_queue(MODEL, job.priority)
+        base = job.base + len(events) + 1
+        self.expected[job_id] = Expected(job.priority, base=base)
+
+    @rule(job_id=jobs)
+    def let_the_lease_run_out(self, job_id: str) -> None:
+        self.runner.run(self._make_due("leases", job_id))
+
+        self.sweep()
+
+        job = self.expected[job_id]
+        if job.fence is not None:
+            self._goes_back(job, crashed=True)
+
+    @rule(job_id=jobs)
+    def let_the_start_deadline_pass(self, job_id: str) -> None:
+        job = self.expected[job_id]
+        was_due = self.runner.run(self._make_due("start_by", job_id))
+
+        self.sweep()
+
+        assert was_due == (job.has_deadline and job.status == "queued")
+        if was_due:
+            job.status = "expired"
+
+    @rule()
+    def sweep(self) -> None:
+        swept = self.runner.run(self.store.sweep())
+
+        for job_id, queue in swept.tickets:
+            assert queue == keys.chat_queue(MODEL, self.expected[job_id].priority)
+
+    async def _make_due(self, index: str, job_id: str) -> bool:
+        """Move a job's moment in an index into the past; False where it stands in none."""
+        key = self.door.key(index)
+        return bool(await self.door.command("ZADD", key, "XX", "CH", 1, job_id))
+
     @rule(job_id=consumes(jobs))
     def look_once_more_and_forget(self, job_id: str) -> None:
         self._check(job_id)
@@ -149,13 +214,24 @@ class StoreMachine(RuleBasedStateMachine):
         for job_id in self.expected:
             self._check(job_id)
 
+    @invariant()
+    def the_waiting_ones_stand_in_line_by_class(self) -> None:
+        waiting = {id_: job for id_, job in self.expected.items() if job.status == "queued"}
+        places = {self.runner.run(self._place(id_)): job.priority for id_, job in waiting.items()}
+        in_order = [places[place] for place in sorted(places)]
+        assert sorted(places) == list(range(len(waiting)))
+        assert in_order == sorted(in_order, key=list(Priority).index)
+
+    async def _place(self, job_id: str) -> int:
+        return int((await self.reader.get(job_id))["queue_position"])
+
     def _check(self, job_id: str) -> None:
         expected = self.expected[job_id]
         job, events = self.runner.run(self._look(job_id))
         numbers = [event.seq for event in events]
         ends = [event for event in events if event.is_last]
         assert job["status"] == expected.status
-        assert numbers == list(range(2, len(events) + 2))
+        assert numbers == list(range(expected.base + 1, expected.base + 1 + len(events)))
         assert ends == (events[-1:] if expected.status not in {"queued", "in_progress"} else [])
         assert joined_text(events) == "".join(expected.texts) == job["output"]["text"]
 
@@ -175,8 +251,8 @@ def test_no_order_of_transitions_breaks_the_rules(make_settings: MakeSettings):
     run_state_machine_as_test(
         lambda: StoreMachine(make_settings()),
         settings=settings(
-            max_examples=40,
-            stateful_step_count=25,
+            max_examples=25,
+            stateful_step_count=40,
             deadline=None,
             derandomize=False,
             database=None,

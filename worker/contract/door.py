@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import redis.asyncio as aioredis
 from redis.asyncio.client import PubSub
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker.contract import batch_scripts, debt_scripts, keys, scripts
@@ -17,6 +17,7 @@ from worker.contract.events import Event
 from worker.contract.settings import Settings, without_password
 
 _ANSWER_S = 5.0  # Redis answers within milliseconds: who is silent for so long is not there
+_CONNECTION_S = 3.0  # to get one of the connections, while others hold them all
 
 _CONSTANTS = {
     "GRACE": keys.OUTBOX_GRACE_MS,
@@ -74,7 +75,7 @@ class RedisDoor:
         pool = aioredis.BlockingConnectionPool.from_url(
             settings.redis_url,
             max_connections=max_connections,
-            timeout=5,
+            timeout=_CONNECTION_S,
             decode_responses=True,
             socket_timeout=_ANSWER_S,
             socket_connect_timeout=3,
@@ -152,7 +153,7 @@ class RedisDoor:
         except RedisTimeoutError:
             self._is_silent = True
             raise
-        except (RedisError, OSError):  # an answer as well, and a quick one
+        except ResponseError:  # an answer as well
             self._is_silent = False
             raise
         finally:
