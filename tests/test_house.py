@@ -61,6 +61,8 @@ LADDER = (
     "worker.chat",
     "worker.runner",
     "worker.holds",
+    "worker.courier",
+    "worker.webhook",
     "worker.sweeper",
     "worker.stream",
     "worker.telling",

@@ -10,7 +10,8 @@ import contextlib
 import hashlib
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import urljoin
@@ -26,6 +27,9 @@ MAX_REDIRECTS = 3
 CONNECT_S = 5.0
 CHUNK_BYTES = 64 * 1024
 HEAD_BYTES = 512  # what a sniffer is shown
+HEAD_S = 2.0  # for the beginning of an answer's body, once its status is there
+KEEP_S = 4.0  # common servers keep an idle connection for 5 s: who closes first has no race
+MAX_HOSTS = 256  # whose connections are kept
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _OK = 200
@@ -93,6 +97,104 @@ async def fetch(
     raise _failed(target, f"redirected more than {MAX_REDIRECTS} times")
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a POST was answered: its status, `Retry-After` as sent ('' for none), a body's start."""
+
+    status: int
+    retry_after: str
+    head: bytes
+
+
+class PostFailed(Exception):
+    """There was no answer; the message says why, and names the host and nothing else of the URL."""
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """The connections to one host, and how many requests are on them."""
+
+    session: aiohttp.ClientSession
+    requests: int = 0
+
+
+class Poster:
+    """Posts to URLs that users wrote, over connections that are kept for a while. Follows nothing.
+
+    `total_s` bounds one request; of an answer's body `head_bytes` are read, whatever is sent. Make
+    it on the loop that uses it, and close it.
+    """
+
+    def __init__(self, guard: Guard, *, total_s: float, head_bytes: int) -> None:
+        self._guard = guard
+        self._total_s = total_s
+        self._head_bytes = head_bytes
+        self._lines: OrderedDict[str, _Line] = OrderedDict()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Reply:
+        """Send a body; return what is answered, any status. Raises PostFailed."""
+        target = _target(url)
+        line = self._line(target)
+        line.requests += 1
+        try:
+            async with asyncio.timeout(self._total_s):
+                return await self._exchange(line.session, target, body, headers)
+        except TimeoutError as error:
+            raise PostFailed(f"{target.host}: did not answer within {self._total_s:g} s") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise PostFailed(_untangled(target, error).message) from error
+        finally:
+            line.requests -= 1
+
+    async def _exchange(
+        self, session: aiohttp.ClientSession, url: URL, body: bytes, headers: Mapping[str, str]
+    ) -> Reply:
+        async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+            head = await self._head(response)
+            return Reply(response.status, response.headers.get("Retry-After", ""), head)
+
+    async def _head(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return the body's beginning. The status has come: what goes wrong now undoes it not."""
+        head = b""
+        try:
+            async with asyncio.timeout(HEAD_S):
+                while len(head) < self._head_bytes and not response.content.at_eof():
+                    head += await response.content.read(self._head_bytes - len(head))
+        except (aiohttp.ClientError, OSError):
+            pass  # TimeoutError is one: what came is enough
+        if not response.content.at_eof():
+            response.close()  # ends the connection, and with it a body without end
+        return head
+
+    def _line(self, url: URL) -> _Line:
+        """Return the connections to a host; the one not used for longest gives way to a new one."""
+        host = url.host or ""
+        line = self._lines.pop(host, None)
+        if line is None:
+            line = _Line(_session(url, self._guard, None, keep_s=KEEP_S))
+        self._lines[host] = line
+        while len(self._lines) > MAX_HOSTS and (idle := self._idle()) is not None:
+            self._closing.add(task := asyncio.create_task(self._lines.pop(idle).session.close()))
+            task.add_done_callback(self._closing.discard)
+        return line
+
+    def _idle(self) -> str | None:
+        return next((host for host, line in self._lines.items() if not line.requests), None)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        lines, self._lines = self._lines, OrderedDict()
+        await asyncio.gather(*(line.session.close() for line in lines.values()), *self._closing)
+
+
+def _target(url: str) -> URL:
+    try:
+        return plain_url(url)
+    except ValueError as error:
+        raise PostFailed(str(error)) from error
+
+
 @contextlib.asynccontextmanager
 async def _response(
     url: URL, limits: FetchLimits, guard: Guard
@@ -105,8 +207,13 @@ async def _response(
         yield response
 
 
-def _session(url: URL, guard: Guard, stall_s: float) -> aiohttp.ClientSession:
+def _session(
+    url: URL, guard: Guard, stall_s: float | None, *, keep_s: float = 0.0
+) -> aiohttp.ClientSession:
     """Return a client that can reach `url`'s host and nothing that the guard refuses.
+
+    `keep_s`: how long a connection without work is kept, 0 for one that serves a single request. A
+    kept one leads to the address that was checked.
 
     One per host: an allowed name allows its addresses under that name only, and `socket_factory` is
     not told for which name it is asked.
@@ -122,7 +229,8 @@ def _session(url: URL, guard: Guard, stall_s: float) -> aiohttp.ClientSession:
         resolver=_AllOrNothing(refuse),
         socket_factory=_guarded_socket(refuse),
         use_dns_cache=False,
-        force_close=True,
+        limit=0,  # the callers have their own
+        **({"keepalive_timeout": keep_s} if keep_s else {"force_close": True}),
     )
     return aiohttp.ClientSession(
         connector=connector,

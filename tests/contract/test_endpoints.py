@@ -122,8 +122,10 @@ async def test_what_is_not_there_is_said_so(endpoints: Endpoints):
             await act
 
 
-async def test_the_installation_makes_itself_one_secret_and_keeps_it(endpoints: Endpoints):
-    (first,), (second,) = [await endpoints.default_secrets() for _ in range(2)]
+async def test_the_installation_makes_itself_one_secret_and_keeps_it(
+    endpoints: Endpoints, door: RedisDoor
+):
+    (first,), (second,) = [await one.default_secrets() for one in (endpoints, Endpoints(door))]
 
     assert first == second
     assert callbacks.key_of(first)

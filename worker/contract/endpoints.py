@@ -23,6 +23,7 @@ class Endpoints:
 
     def __init__(self, door: RedisDoor) -> None:
         self._door = door
+        self._default: str | None = None
 
     async def add(self, url: str, name: str, types: Sequence[str]) -> dict[str, Any]:
         """Register a receiver; the answer alone has its `signing_secret`.
@@ -90,9 +91,11 @@ class Endpoints:
         """Return what signs single jobs' callbacks: as configured, else one made at first use."""
         if configured := self._door.settings.webhook_secrets:
             return configured
-        key = self._door.key("hook_secret")
-        await self._door.command("SET", key, callbacks.new_secret(), "NX")
-        return (str(await self._door.command("GET", key)),)
+        if self._default is None:  # once made it stays
+            key = self._door.key("hook_secret")
+            await self._door.command("SET", key, callbacks.new_secret(), "NX")
+            self._default = str(await self._door.command("GET", key))
+        return (self._default,)
 
     async def _done(self, script: str, endpoint_id: str, *args: Any) -> dict[str, Any]:
         if not await self._door.call(script, endpoint_id, *args):
