@@ -6,12 +6,26 @@ from importlib.metadata import version
 
 from fastapi import Depends, FastAPI
 
-from api import chat, completions, errors, files, health, jobs, metrics, models, stream, uploads
+from api import (
+    chat,
+    completions,
+    errors,
+    files,
+    health,
+    jobs,
+    metrics,
+    models,
+    stream,
+    uploads,
+    webhooks,
+)
 from api.deps import Contract, authorized
 from api.limits import BodyLimit
 from api.request_id import RequestId
 from worker.contract import broker, log, settings
+from worker.contract.debts import Debts
 from worker.contract.door import RedisDoor
+from worker.contract.endpoints import Endpoints
 from worker.contract.files import Files
 from worker.contract.intake import Intake
 from worker.contract.live import LiveEvents
@@ -39,7 +53,7 @@ def create_app() -> FastAPI:
     app.add_middleware(RequestId)  # the last one is the outermost
     errors.install(app)
     app.include_router(health.health)
-    for room in (jobs, stream, chat, completions, models, uploads, files, metrics):
+    for room in (jobs, stream, chat, completions, models, uploads, files, metrics, webhooks):
         app.include_router(room.router, dependencies=[Depends(authorized)])
     return app
 
@@ -51,6 +65,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     store, registry, objects = JobStore(door), Registry(door), ObjectStore(config)
     models, files_kept = Models(registry, config.model_names), Files(door, objects)
     tickets = broker.Tickets(broker.make_app(config), store.published)
+    door.on_owed = tickets.wake
     made = app.state.contract = Contract(
         settings=config,
         store=store,
@@ -58,6 +73,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         registry=registry,
         live=LiveEvents(door),
         objects=objects,
+        debts=Debts(door),
+        endpoints=Endpoints(door),
         totals=lambda: read_totals(door),
         models=models,
         files=files_kept,

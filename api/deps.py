@@ -9,6 +9,8 @@ from fastapi import Depends, Request
 
 from api.errors import Unauthorized
 from worker.contract.broker import Tickets
+from worker.contract.debts import Debts
+from worker.contract.endpoints import Endpoints
 from worker.contract.files import Files
 from worker.contract.intake import Intake
 from worker.contract.live import LiveEvents
@@ -35,6 +37,8 @@ class Contract:
     files: Files
     intake: Intake
     tickets: Tickets
+    debts: Debts
+    endpoints: Endpoints
     totals: Callable[[], Awaitable[Totals]]
 
 

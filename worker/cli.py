@@ -320,6 +320,15 @@ def media(slots: int | None) -> None:
     roles.media(settings, dict(os.environ), slots)
 
 
+@worker.command(epilog="Example: forebay worker webhooks")
+def webhooks() -> None:
+    """Deliver callbacks, and nothing else; every media worker does too."""
+    settings = _settings(logs=True)
+    from worker import roles
+
+    roles.webhooks(settings, dict(os.environ))
+
+
 @worker.command(epilog="Example: forebay worker sweep")
 def sweep() -> None:
     """Put lost jobs back into their queues and erase what is over; every media worker does too."""

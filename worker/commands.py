@@ -59,6 +59,12 @@ def media(slots: int | None, environ: Mapping[str, str], owner: str) -> Command:
     return Command("media", python("worker.tasks", *arguments), importable(environ))
 
 
+def webhooks(environ: Mapping[str, str], owner: str) -> Command:
+    """Return the command of one worker that delivers callbacks and does nothing else."""
+    arguments = ("webhooks", "--owner", owner)
+    return Command("webhooks", python("worker.tasks", *arguments), importable(environ))
+
+
 def sweep(environ: Mapping[str, str]) -> Command:
     """Return the command of one sweeper."""
     return Command("sweep", python("worker.tasks", "sweep"), importable(environ))

@@ -39,6 +39,11 @@ def media(settings: Settings, environ: Mapping[str, str], slots: int | None) -> 
     _run_one(settings, "media", partial(commands.media, slots, environ))
 
 
+def webhooks(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Run a worker for callbacks until a signal. Raises GaveUpError if it cannot be kept alive."""
+    _run_one(settings, "webhooks", partial(commands.webhooks, environ))
+
+
 def sweep(settings: Settings, environ: Mapping[str, str]) -> None:
     """Run a sweeper until a signal. Raises GaveUpError if it cannot be kept alive."""
     _run_one(settings, "sweep", lambda _owner: commands.sweep(environ))

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -17,25 +18,31 @@ from celery import Celery
 from worker.batcher import Batcher
 from worker.chat import ChatAttempt, estimate_tokens
 from worker.contract import broker, keys
+from worker.contract.debts import Debts
 from worker.contract.door import RedisDoor
+from worker.contract.endpoints import Endpoints
 from worker.contract.errors import EngineFailed, StoreUnavailable
 from worker.contract.job import Hold, Lane, MediaProfile, PreparedMedia
 from worker.contract.live import Orders
 from worker.contract.log import event
+from worker.contract.reader import JobReader
 from worker.contract.registry import Notes, Registry
 from worker.contract.s3 import ObjectStore
 from worker.contract.settings import Settings
 from worker.contract.store import JobStore
+from worker.courier import Courier
 from worker.engine import EngineSpec
 from worker.engine.base import ModelCard
 from worker.engine.process import EngineProcess
 from worker.holds import Holds, Stop
 from worker.media.stage import OnProgress, prepare_all
 from worker.media.workshop import Shared
+from worker.outbound import Poster
 from worker.preparing import PrepareAttempt
 from worker.runner import Runner, Verdict
 from worker.stream import DeltaStream
 from worker.sweeper import Sweeper
+from worker.webhook import ANSWER_BYTES, TIMEOUT_S, deliver
 
 _log = logging.getLogger(__name__)
 _ANNOUNCE_S = 4.0
@@ -43,6 +50,7 @@ _LOOK_S = 1.0
 _CANCEL_S = 0.5
 _MAX_DEATHS, _DEATHS_WITHIN_S = 3, 600.0
 _CARD_S = 10.0  # how long a model's profile is remembered
+_OVERDUE_S = 5.0  # callbacks due for so long have tickets that nobody takes
 _FAULT_STATUS = 70  # EX_SOFTWARE: a background task of ours ended
 
 WhyCancelled = Callable[[], Stop | None]
@@ -50,7 +58,7 @@ WhyCancelled = Callable[[], Stop | None]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a worker process is: `owner` is unique per incarnation, `role` chat or media."""
+    """Who a worker process is: `owner` is unique per incarnation, `role` as on its command line."""
 
     owner: str
     role: str
@@ -77,6 +85,7 @@ class Base:
         self._orders = Orders(self._door, self._me.owner)
         self._holds = Holds(self._store, self._orders, self._settings.lease_s)
         self._tickets = broker.Tickets(self._app, self._store.published)
+        self._door.on_owed = self._tickets.wake
         self._spawn(self._announce_forever())
         self._spawn(self._holds.run())
 
@@ -267,16 +276,54 @@ class SweepRuntime(Base):
         sweeper = Sweeper(
             self._store,
             self._notes,
+            Debts(self._door),
             owner=self._me.owner,
             lease_s=self._settings.lease_s,
             send=lambda job_id, queue: self._tickets.send(job_id, queue, urgent=True),
             depth=lambda queue: broker.depth(self._app, queue),
+            wake=self._wake,
         )
         self._spawn(sweeper.run())
 
+    def _wake(self, lane: str, _overdue_s: float) -> None:
+        self._tickets.send(lane, keys.HOOK_QUEUE, urgent=True)
 
-class CpuRuntime(SweepRuntime):
-    """The media stage and a sweeper, in one CPU process."""
+
+class HookRuntime(SweepRuntime):
+    """Callbacks and a sweeper, in one CPU process."""
+
+    async def _connect(self) -> None:
+        await super()._connect()
+        guard = self._settings.webhook_guard
+        self._poster = Poster(guard, total_s=TIMEOUT_S, head_bytes=ANSWER_BYTES)
+        self._courier = Courier(
+            Debts(self._door),
+            JobReader(self._door),
+            Endpoints(self._door),
+            partial(deliver, self._poster),
+        )
+        self._spawn(self._courier.run())
+
+    def attend(self, lane: str) -> None:
+        """Do what a ticket for a lane asks for: look after it, beside everything else."""
+        self._courier.attend(lane)
+
+    def _wake(self, lane: str, overdue_s: float) -> None:
+        """Send a ticket; where tickets are of no use, look after the lane here."""
+        if overdue_s > _OVERDUE_S:
+            self._courier.attend(lane)
+        else:
+            super()._wake(lane, overdue_s)
+
+    async def close(self) -> None:
+        """Give callbacks on their way a few seconds, then end as the others do."""
+        await self._courier.close()
+        await self._poster.close()
+        await super().close()
+
+
+class CpuRuntime(HookRuntime):
+    """The media stage, callbacks and a sweeper, in one CPU process."""
 
     def __init__(
         self, settings: Settings, app: Celery, me: Identity, why_cancelled: WhyCancelled

@@ -1,4 +1,4 @@
-"""Does what is due: lost leases, lost tickets, late and old jobs. One is active at a time.
+"""Does what is due: lost leases and tickets, late and old jobs, callbacks. One is active at a time.
 
 Runs in every CPU process; a lock in Redis chooses the active one. Everything it does is safe to do
 twice.
@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from worker.contract.debts import Debts
 from worker.contract.errors import StoreUnavailable
 from worker.contract.log import event
 from worker.contract.registry import Notes
@@ -24,26 +25,31 @@ class Sweeper:
     """Sweeps once a second while it has the lock.
 
     `send(job_id, queue)` publishes a ticket before all that wait; `depth(queue)` counts the
-    broker's tickets (it blocks: called in a thread).
+    broker's tickets (it blocks: called in a thread). `wake(lane, overdue_s)` sees to a lane of
+    callbacks that nobody looks after.
     """
 
     def __init__(
         self,
         store: JobStore,
         notes: Notes,
+        debts: Debts,
         *,
         owner: str,
         lease_s: float,
         send: Callable[[str, str], None],
         depth: Callable[[str], int],
+        wake: Callable[[str, float], None],
     ) -> None:
         self._store = store
         self._notes = notes
+        self._debts = debts
         self._owner = owner
         self._lease_s = lease_s
         self._send = send
         self._depth = depth
         self._judges_from = float("-inf")  # monotonic
+        self._wake = wake
 
     async def run(self) -> None:
         """Sweep for ever; judge no worker for a lease after a stall of Redis."""
@@ -81,6 +87,8 @@ class Sweeper:
                 erased=swept.erased,
                 tickets=len(swept.tickets),
             )
+        for lane, overdue_s in await self._debts.sweep():
+            self._wake(lane, overdue_s)
         await self._find_lost_tickets()
         return swept
 

@@ -1,7 +1,8 @@
 """The Celery tasks and the process around them; no logic.
 
     python -m worker.tasks chat --owner ID --model M …      one engine, its jobs
-    python -m worker.tasks media --owner ID …               the media stage and a sweeper
+    python -m worker.tasks media --owner ID …               media, callbacks and a sweeper
+    python -m worker.tasks webhooks --owner ID …            callbacks and a sweeper
     python -m worker.tasks sweep                            a sweeper alone
 
 Exit status: 0 after a drain, 75 when a restart is wanted, 78 for what a restart cannot mend; the
@@ -21,7 +22,7 @@ from celery import Celery, signals
 from celery.exceptions import Terminated
 
 from worker import pool
-from worker.contract import broker, settings
+from worker.contract import broker, keys, settings
 from worker.contract.errors import JobError
 from worker.contract.job import Lane
 from worker.contract.log import set_up
@@ -30,13 +31,14 @@ from worker.holds import Stop
 from worker.media.image import decode
 from worker.pool_run import CancelReason, current_request
 from worker.runner import Verdict
-from worker.runtime import ChatRuntime, CpuRuntime, Identity, SweepRuntime
+from worker.runtime import ChatRuntime, CpuRuntime, HookRuntime, Identity, SweepRuntime
 
 OK, TRY_AGAIN, MISCONFIGURED = 0, 75, 78
 DEFAULT_SLOTS = {"echo": 256, "transformers": 4, "lmdeploy": 256}
 MEDIA_SLOTS = 32  # mostly fetches that wait; decoding is bounded by the cores
+HOOK_SLOTS = 32  # a ticket is done as soon as it is read
 
-Runtime = ChatRuntime | CpuRuntime
+Runtime = ChatRuntime | HookRuntime
 
 
 class JobFailedError(Exception):
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m worker.tasks")
-    parser.add_argument("role", choices=["chat", "media", "sweep"])
+    parser.add_argument("role", choices=["chat", "media", "webhooks", "sweep"])
     parser.add_argument("--owner", default=secrets.token_hex(8))
     parser.add_argument("--model", default="demo")
     parser.add_argument("--served-name", default=None)
@@ -70,9 +72,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _make_runtime(args: argparse.Namespace, config: settings.Settings, app: Celery) -> Runtime:
-    slots = args.slots or (MEDIA_SLOTS if args.role == "media" else DEFAULT_SLOTS[_engine(args)])
-    args.slots = slots
+    slots = args.slots = args.slots or _default_slots(args)
     me = Identity(args.owner, args.role, slots)
+    if args.role == "webhooks":
+        return HookRuntime(config, app, me)
     if args.role == "media":
         return CpuRuntime(config, app, me, _why_cancelled)
     spec = EngineSpec(
@@ -86,6 +89,16 @@ def _make_runtime(args: argparse.Namespace, config: settings.Settings, app: Cele
     return ChatRuntime(
         config, app, me, spec=spec, served_name=_served_name(args), why_cancelled=_why_cancelled
     )
+
+
+def _default_slots(args: argparse.Namespace) -> int:
+    match args.role:
+        case "media":
+            return MEDIA_SLOTS
+        case "webhooks":
+            return HOOK_SLOTS
+        case _:
+            return DEFAULT_SLOTS[_engine(args)]
 
 
 def _engine(args: argparse.Namespace) -> Any:
@@ -105,6 +118,23 @@ def _why_cancelled() -> Stop | None:
 
 
 def _register(app: Celery, runtime: Runtime) -> None:
+    if isinstance(runtime, ChatRuntime):
+        _register_jobs(app, runtime, broker.CHAT_TASK)
+        return
+    _register_lanes(app, runtime)
+    if isinstance(runtime, CpuRuntime):
+        _register_jobs(app, runtime, broker.MEDIA_TASK)
+
+
+def _register_lanes(app: Celery, runtime: HookRuntime) -> None:
+    async def attend(lane: str) -> str:
+        runtime.attend(lane)
+        return "attended"
+
+    app.task(name=broker.HOOK_TASK)(attend)
+
+
+def _register_jobs(app: Celery, runtime: ChatRuntime | CpuRuntime, name: str) -> None:
     async def run(job_id: str) -> str:
         verdict = await runtime.run(job_id)
         if verdict is Verdict.FAILED:
@@ -113,7 +143,6 @@ def _register(app: Celery, runtime: Runtime) -> None:
             raise Terminated(job_id)  # which Flower shows as REVOKED
         return str(verdict)
 
-    name = broker.CHAT_TASK if isinstance(runtime, ChatRuntime) else broker.MEDIA_TASK
     app.task(name=name, throws=(JobFailedError, Terminated))(run)
 
 
@@ -151,12 +180,11 @@ def _serve(
     pool.configure(app, pool.PoolOptions(boot=boot, shutdown=shutdown, drain_s=config.drain_s))
     signals.worker_shutting_down.connect(say_draining, weak=False)
     app.conf.worker_consumer = "worker.pool_consumer:BatchingConsumer"
-    lane = Lane.MEDIA if args.role == "media" else Lane.CHAT
     worker = app.Worker(
         hostname=f"{args.role}-{_place()}-{args.owner[-6:]}@{platform.node()}",
         pool_cls=pool.AsyncPool,
-        concurrency=_in_flight(args.slots) if lane is Lane.CHAT else args.slots,
-        queues=broker.queues_of(lane, _served_name(args)),
+        concurrency=_in_flight(args.slots) if args.role == "chat" else args.slots,
+        queues=_queues(args),
         task_events=True,
         without_mingle=True,
         without_gossip=True,
@@ -172,6 +200,16 @@ def _serve(
         sys.stderr.write(f"{runtime.failure}\n")
         return MISCONFIGURED
     return OK if not worker.exitcode else TRY_AGAIN
+
+
+def _queues(args: argparse.Namespace) -> list[str]:
+    match args.role:
+        case "media":
+            return [*broker.queues_of(Lane.MEDIA), keys.HOOK_QUEUE]
+        case "webhooks":
+            return [keys.HOOK_QUEUE]
+        case _:
+            return broker.queues_of(Lane.CHAT, _served_name(args))
 
 
 def _in_flight(slots: int) -> int:

@@ -19,6 +19,8 @@ from worker.outbound import Poster, PostFailed
 TIMEOUT_S = 15.0  # the specification: 15 to 30 s
 TOLERANCE_S = 300  # how far a receiver lets the timestamp be off, in the public libraries
 
+ANSWER_BYTES = 4 * ANSWER_CHARS  # that many characters, in any language
+
 _GONE = 410
 
 Result = Literal["delivered", "failed", "gone"]

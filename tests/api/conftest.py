@@ -30,6 +30,7 @@ def running(
         FOREBAY_MAX_UPLOAD_BYTES=str(MAX_UPLOAD_BYTES),
         FOREBAY_BATCH_MAX_BYTES=str(MAX_BATCH_BYTES),
         FOREBAY_MEDIA_ALLOW_HOSTS="127.0.0.1",
+        FOREBAY_WEBHOOK_ALLOW_HOSTS="127.0.0.1",
         FOREBAY_IMAGE_FETCH_S="1",
     ) as made:
         yield made

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.conftest import MakeSettings
-from tests.support.factories import MODEL, running, submit
+from tests.support.factories import MODEL, ended, running, submit
 from worker import sweeper as module
 from worker.contract import keys
+from worker.contract.debts import Debts
 from worker.contract.door import RedisDoor
 from worker.contract.job import Priority
 from worker.contract.registry import Notes
@@ -26,6 +27,10 @@ class Recorder:
     def __init__(self, depth: int = 0) -> None:
         self.sent: list[tuple[str, str]] = []
         self.depth = depth
+        self.woken: list[str] = []
+
+    def wake(self, lane: str, _overdue_s: float) -> None:
+        self.woken.append(lane)
 
     def send(self, job_id: str, queue: str) -> None:
         self.sent.append((job_id, queue))
@@ -47,10 +52,12 @@ def make(
     return Sweeper(
         store,
         Notes(door),
+        Debts(door),
         owner=owner,
         lease_s=lease_s,
         send=recorder.send,
         depth=lambda _queue: recorder.depth,
+        wake=recorder.wake,
     )
 
 
@@ -85,6 +92,18 @@ async def test_a_sweep_sends_the_tickets_of_lost_jobs(make_settings: MakeSetting
 
     assert recorder.sent == [(hold.job_id, QUEUE)]
     await door.close()
+
+
+async def test_a_sweep_wakes_lanes_whose_tickets_are_lost(store: JobStore, door: RedisDoor):
+    hold = await running(store, webhook_url="https://receiver.example/hook")
+    await store.finish(hold, ended("a"))
+    await door.redis.delete(door.key("hook_watch", "https://receiver.example:443"))
+    recorder = Recorder()
+
+    for _ in range(3):
+        await make(store, door, recorder).sweep()
+
+    assert recorder.woken == ["https://receiver.example:443"]
 
 
 @pytest.mark.usefixtures("quick")

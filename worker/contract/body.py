@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints, model_validator
 
+from worker.contract.callbacks import MAX_TYPES, MAX_URL_CHARS, EventType
 from worker.contract.formats import MAX_TOOLS, CalledTool, ResponseFormat, Tool, ToolChoice
 from worker.contract.formats import Strict as _Strict
 from worker.contract.job import Priority
@@ -17,6 +18,7 @@ _MAX_S = 30 * 86_400  # no wait and no record is longer
 _MAX_DEPTH = 64
 
 Text64 = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Url = Annotated[str, StringConstraints(min_length=1, max_length=MAX_URL_CHARS)]
 Text512 = Annotated[str, StringConstraints(max_length=512)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -156,6 +158,10 @@ class JobBody(QuestionBody):
     query: str | None = None
     history: list[tuple[str, str]] = Field(default_factory=list, max_length=500)
     not_before: AwareDatetime | None = None
+    webhook_url: Url | None = None
+    webhook_events: Annotated[list[EventType], Field(max_length=MAX_TYPES)] = Field(
+        default_factory=list
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -163,6 +169,8 @@ class JobBody(QuestionBody):
             raise ValueError("give either messages (OpenAI form) or query (ms-swift form)")
         if self.history and self.query is None:
             raise ValueError("history belongs to query; with messages, send the turns themselves")
+        if self.webhook_events and self.webhook_url is None:
+            raise ValueError("webhook_events belongs to webhook_url")
         return self
 
 

@@ -1,13 +1,14 @@
 """Celery as the waker of workers: the app, the names of tasks and queues, and sending tickets.
 
 A ticket is a hint with the job id as its only argument and, for the model's queue, as its task id,
-so that Flower shows a job under its own id. It may be lost, late or doubled: claims make that
-harmless and the sweeper sends new ones.
+so that Flower shows a job under its own id; one for callbacks names a lane instead. It may be lost,
+late or doubled: claims make that harmless and the sweeper sends new ones.
 """
 
 import asyncio
 import logging
 import queue
+import secrets
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from worker.contract.settings import Settings
 
 CHAT_TASK = "forebay.chat"
 MEDIA_TASK = "forebay.media"
+HOOK_TASK = "forebay.webhook"
 _URGENT = 0  # the recovery lane: tickets sent again are served before all others
 _USUAL = 5
 _BATCH = 200  # tickets per round trip to the broker
@@ -119,7 +121,12 @@ def queues_of(lane: Lane, model: str = "") -> list[str]:
 
 
 def task_id_of(job_id: str, queue_name: str) -> str:
-    """Return the ticket's task id: the job id for a model's queue, marked for the media queue."""
+    """Return the ticket's task id: the job id for a model's queue, marked for the media queue.
+
+    A lane has many tickets in its life, so each is marked by chance.
+    """
+    if queue_name == keys.HOOK_QUEUE:
+        return f"{job_id}.{secrets.token_hex(4)}"
     return f"{job_id}.media" if queue_name == keys.MEDIA_QUEUE else job_id
 
 
@@ -143,6 +150,11 @@ class Tickets:
     def send(self, job_id: str, queue_name: str, *, urgent: bool = False) -> None:
         """Put a ticket into the broker soon; `urgent` before all that wait."""
         self._waiting.put((job_id, queue_name, urgent))
+
+    def wake(self, lanes: Sequence[str]) -> None:
+        """Send each of these lanes of callbacks a ticket; see `RedisDoor.on_owed`."""
+        for lane in lanes:
+            self.send(lane, keys.HOOK_QUEUE)
 
     async def close(self) -> None:
         """Send what waits, then end the thread."""
@@ -169,7 +181,7 @@ class Tickets:
         except Exception:  # noqa: BLE001 - whatever the transport raises: the outbox has these jobs
             _log.exception("tickets.unsent", extra={"count": len(batch)})
             return
-        sent = [job_id for job_id, _, _ in batch]
+        sent = [job_id for job_id, name, _ in batch if name != keys.HOOK_QUEUE]
         asyncio.run_coroutine_threadsafe(self._confirm(sent), self._loop)
 
     async def _confirm(self, job_ids: Sequence[str]) -> None:
@@ -181,9 +193,9 @@ class Tickets:
 
 def send_ticket(app: Celery, producer: Any, job_id: str, queue_name: str, *, urgent: bool) -> None:
     """Publish one ticket through a producer."""
-    lane = MEDIA_TASK if queue_name == keys.MEDIA_QUEUE else CHAT_TASK
+    tasks = {keys.MEDIA_QUEUE: MEDIA_TASK, keys.HOOK_QUEUE: HOOK_TASK}
     app.send_task(
-        lane,
+        tasks.get(queue_name, CHAT_TASK),
         args=(job_id,),
         task_id=task_id_of(job_id, queue_name),
         queue=queue_name,

@@ -99,6 +99,8 @@ def to_spec(body: JobBody) -> JobSpec:
         retention_s=body.retention_s,
         not_before_ms=not_before,
         metadata=dict(body.metadata),
+        webhook_url=body.webhook_url or "",
+        webhook_events=tuple(map(str, body.webhook_events)),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from worker.contract import forms
 from worker.contract.body import JobBody
+from worker.contract.callbacks import check_url
 from worker.contract.errors import OptionUnsupported, UploadNotFound
 from worker.contract.files import Files
 from worker.contract.job import ChatRequest, JobSpec, MediaRef
@@ -55,8 +56,15 @@ class Intake:
         """Make a job durable and send its ticket.
 
         `idempotency` is the caller's key, `body` what must be the same where it is used again.
-        Raises QueueFull, IdempotencyConflict, StoreUnavailable.
+        Raises QueueFull, IdempotencyConflict, WebhookUrlInvalid, StoreUnavailable.
         """
+        if spec.webhook_url:
+            check_url(
+                spec.webhook_url,
+                self._settings.webhook_guard,
+                https_only=self._settings.webhook_https_only,
+                param="webhook_url",
+            )
         body_hash = hashlib.sha256(body).hexdigest() if idempotency else ""
         submitted = await self._store.submit(
             chat, spec, idempotency=idempotency, body_hash=body_hash
