@@ -7,6 +7,7 @@ from importlib.metadata import version
 from fastapi import Depends, FastAPI
 
 from api import (
+    batches,
     chat,
     completions,
     errors,
@@ -23,6 +24,7 @@ from api.deps import Contract, authorized
 from api.limits import BodyLimit
 from api.request_id import RequestId
 from worker.contract import broker, log, settings
+from worker.contract.batches import Batches
 from worker.contract.debts import Debts
 from worker.contract.door import RedisDoor
 from worker.contract.endpoints import Endpoints
@@ -53,7 +55,10 @@ def create_app() -> FastAPI:
     app.add_middleware(RequestId)  # the last one is the outermost
     errors.install(app)
     app.include_router(health.health)
-    for room in (jobs, stream, chat, completions, models, uploads, files, metrics, webhooks):
+    rooms = (
+        jobs, stream, chat, completions, models, uploads, files, batches, webhooks, metrics,
+    )  # fmt: skip
+    for room in rooms:
         app.include_router(room.router, dependencies=[Depends(authorized)])
     return app
 
@@ -78,6 +83,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         totals=lambda: read_totals(door),
         models=models,
         files=files_kept,
+        batches=Batches(door),
         intake=Intake(config, store, models, objects, tickets.send, files_kept),
         tickets=tickets,
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from api.errors import Unauthorized
+from worker.contract.batches import Batches
 from worker.contract.broker import Tickets
 from worker.contract.debts import Debts
 from worker.contract.endpoints import Endpoints
@@ -35,6 +36,7 @@ class Contract:
     objects: ObjectStore
     models: Models
     files: Files
+    batches: Batches
     intake: Intake
     tickets: Tickets
     debts: Debts

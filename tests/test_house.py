@@ -64,6 +64,8 @@ LADDER = (
     "worker.courier",
     "worker.webhook",
     "worker.sweeper",
+    "worker.expiry",
+    "worker.batches",
     "worker.stream",
     "worker.telling",
     "worker.batcher",
@@ -74,7 +76,15 @@ LADDER = (
 )
 """Arrows point down: nobody here imports a module that stands above."""
 
-NEIGHBOURS = ("worker.media", "worker.engine", "worker.stream", "worker.webhook", "worker.sweeper")
+NEIGHBOURS = (
+    "worker.media",
+    "worker.engine",
+    "worker.stream",
+    "worker.webhook",
+    "worker.sweeper",
+    "worker.expiry",
+    "worker.batches",
+)
 
 SPOKEN_ON_THE_FLOOR = {"worker.engine.base"}  # the protocol: prompts, deltas and cards, no engine
 

@@ -16,15 +16,21 @@ from typing import Any
 from celery import Celery
 
 from worker.batcher import Batcher
+from worker.batches.desk import BatchDesk
+from worker.batches.run import Stores
 from worker.chat import ChatAttempt, estimate_tokens
 from worker.contract import broker, keys
+from worker.contract.batches import Batches
 from worker.contract.debts import Debts
 from worker.contract.door import RedisDoor
 from worker.contract.endpoints import Endpoints
 from worker.contract.errors import EngineFailed, StoreUnavailable
+from worker.contract.files import Files
+from worker.contract.intake import Intake
 from worker.contract.job import Hold, Lane, MediaProfile, PreparedMedia
 from worker.contract.live import Orders
 from worker.contract.log import event
+from worker.contract.models import Models
 from worker.contract.reader import JobReader
 from worker.contract.registry import Notes, Registry
 from worker.contract.s3 import ObjectStore
@@ -34,6 +40,7 @@ from worker.courier import Courier
 from worker.engine import EngineSpec
 from worker.engine.base import ModelCard
 from worker.engine.process import EngineProcess
+from worker.expiry import Expiry
 from worker.holds import Holds, Stop
 from worker.media.stage import OnProgress, prepare_all
 from worker.media.workshop import Shared
@@ -284,6 +291,9 @@ class SweepRuntime(Base):
             wake=self._wake,
         )
         self._spawn(sweeper.run())
+        self._files, self._batches = Files(self._door, self._objects), Batches(self._door)
+        expiry = Expiry(self._files, self._batches, self._notes, owner=self._me.owner)
+        self._spawn(expiry.run())
 
     def _wake(self, lane: str, _overdue_s: float) -> None:
         self._tickets.send(lane, keys.HOOK_QUEUE, urgent=True)
@@ -323,7 +333,7 @@ class HookRuntime(SweepRuntime):
 
 
 class CpuRuntime(HookRuntime):
-    """The media stage, callbacks and a sweeper, in one CPU process."""
+    """The media stage, callbacks, the runner of batches and a sweeper, in one CPU process."""
 
     def __init__(
         self, settings: Settings, app: Celery, me: Identity, why_cancelled: WhyCancelled
@@ -338,6 +348,28 @@ class CpuRuntime(HookRuntime):
         self._shared = Shared()
         await self._objects.ensure_bucket()
         self._media = self._runner(Lane.MEDIA, self._begin, self._why_cancelled)
+        desk = BatchDesk(self._batch_stores(), self._notes, owner=self._me.owner)
+        self._spawn(desk.run())
+
+    def _batch_stores(self) -> Stores:
+        models = Models(self._registry, self._settings.model_names)
+        return Stores(
+            settings=self._settings,
+            batches=self._batches,
+            files=self._files,
+            jobs=self._store,
+            reader=JobReader(self._door),
+            objects=self._objects,
+            models=models,
+            intake=Intake(
+                self._settings,
+                self._store,
+                models,
+                self._objects,
+                self._tickets.send,
+                self._files,
+            ),
+        )
 
     async def run(self, job_id: str) -> Verdict:
         """Do what a ticket asks for."""

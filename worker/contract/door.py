@@ -53,7 +53,7 @@ class _Script:
 _SCRIPTS = {
     name.lower(): _Script(body)
     for name, body in (vars(scripts) | vars(batch_scripts) | vars(debt_scripts)).items()
-    if name.isupper() and name not in {"PRELUDE", "OWE"}
+    if name.isupper() and name not in {"PRELUDE", "OWE"} and name[0] != "_"
 }
 
 

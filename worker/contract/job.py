@@ -3,6 +3,7 @@
 A job never saves, enqueues or refreshes itself; `store` does, and this module knows nothing of it.
 """
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -312,6 +313,11 @@ class Outcome:
 def new_job_id() -> str:
     """Return a fresh id: `job_` and 128 random bits, not guessable."""
     return f"job_{secrets.token_hex(16)}"
+
+
+def line_job_id(batch_id: str, line: int) -> str:
+    """Return the id of the job that a batch's line is, always the same: a second one is no job."""
+    return f"job_{hashlib.sha256(f'{batch_id}:{line}'.encode()).hexdigest()[:32]}"
 
 
 def with_history(history: Sequence[tuple[str, str]], query: str, answer: str) -> list[list[str]]:

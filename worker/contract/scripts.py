@@ -92,6 +92,22 @@ local function enqueue(id, queue, queued_at, due)
   redis.call('ZADD', P..'queued:'..queue, queued_at, id)
   redis.call('ZADD', P..'outbox', due, id)
 end
+-- an ended line of a batch: counted, and laid out for the batch's runner
+local function lay_out(batch, entry, is_completed)
+  redis.call('HINCRBY', P..'batch:'..batch, is_completed and 'completed' or 'failed', 1)
+  redis.call('RPUSH', P..'bdone:'..batch..':'..(is_completed and 'output' or 'error'), entry)
+end
+local function is_batch_open(batch)
+  return redis.call('HGET', P..'batch:'..batch, 'status') == 'in_progress'
+end
+local function end_line(id, status)
+  local batch = redis.call('HGET', P..'job:'..id, 'batch')
+  if not batch then return end
+  redis.call('HDEL', P..'job:'..id, 'batch')  -- a later retry is no line of the batch any more
+  redis.call('HSET', P..'job:'..id, 'unwritten', 1)
+  redis.call('SREM', P..'bopen:'..batch, id)
+  lay_out(batch, id, status == 'completed')
+end
 """
     + OWE
     + """
@@ -109,6 +125,7 @@ local function finish(id, status, at, fields)
   redis.call('ZADD', P..'retention', at + r[3], id)
   count('finished', status, r[4])
   if status == 'completed' then observe_times(job, r[4], at) end
+  end_line(id, status)
   emit(id, status, '{}')
   owe_job(id, status, at)
 end
@@ -205,6 +222,11 @@ for i = 13, first - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..A
 if waiting >= tonumber(ARGV[9]) then
   return {'full', waiting, math.floor(gap_ms(ARGV[13]:match('^(.*)%.')) or -1)}
 end
+local batch = ARGV[first] == 'batch' and ARGV[first + 1]
+if batch and (not is_batch_open(batch) or redis.call('EXISTS', P..'gone:'..id) == 1) then
+  return {'closed'}
+end
+if batch then redis.call('SADD', P..'bopen:'..batch, id) end
 redis.call('HSET', P..'job:'..id, 'status', 'queued', 'stage', stage, 'lane', lane, 'queue', queue,
            'created_at', at, 'queued_at', math.max(at, not_before), 'seq', 1, 'base', 1,
            'attempt', 0, 'fence', 0, 'crashes', 0, 'held', 0, unpack(ARGV, first))
@@ -399,6 +421,7 @@ local job, at = P..'job:'..id, now()
 local r = redis.call('HMGET', job, 'status', 'error', 'finished_at', 'lane', 'queue')
 if not r[1] then return 'missing' end
 if not TERMINAL[r[1]] or r[1] == 'completed' then return r[1] end
+if redis.call('HEXISTS', job, 'unwritten') == 1 then return 'a line of a batch that runs' end
 if redis.call('ZREM', P..'dead', id) == 0 then log_attempt(id, r[1], r[3], r[2]) end
 local stage = r[4] == 'media' and 'waiting_media' or 'waiting_engine'
 redis.call('HSET', job, 'crashes', 0, 'queued_at', at, 'status', 'queued', 'stage', stage,
@@ -418,6 +441,9 @@ ERASE = """
 local status = redis.call('HGET', P..'job:'..ARGV[2], 'status')
 if not status then return 'missing' end
 if not TERMINAL[status] then return status end
+if redis.call('HEXISTS', P..'job:'..ARGV[2], 'unwritten') == 1 then
+  return 'a line of a batch that runs'
+end
 erase(ARGV[2])
 redis.call('SET', P..'gone:'..ARGV[2], 1, 'EX', ARGV[3])
 return 'ok'

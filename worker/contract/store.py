@@ -24,6 +24,7 @@ from worker.contract.errors import (
 from worker.contract.events import delta_data, joined
 from worker.contract.job import (
     ChatRequest,
+    Door,
     Hold,
     JobSpec,
     Lane,
@@ -31,6 +32,7 @@ from worker.contract.job import (
     PreparedMedia,
     Said,
     Stage,
+    line_job_id,
     new_job_id,
     with_history,
 )
@@ -118,12 +120,13 @@ class JobStore:
         """Make a job durable. Returns once it is in Redis; the caller then publishes its ticket.
 
         `idempotency` is the caller's key with its tenant; the same key with the same `body_hash`
-        returns the first job, with another one raises IdempotencyConflict. Raises QueueFull.
+        returns the first job, with another one raises IdempotencyConflict. Raises QueueFull, and
+        JobConflict for a line of a batch that is not open.
 
         Where Redis does not answer, it asks once more: a first call whose answer was lost has made
         the job, and a caller who is told "not accepted" would hand it in a second time.
         """
-        job_id, new = new_job_id(), _new_record(request, spec, self._door.settings.retention_s)
+        job_id, new = _job_id(spec), _new_record(request, spec, self._door.settings.retention_s)
         counted = (*keys.chat_queues(request.model), keys.MEDIA_QUEUE)
         answer = await self._ask_twice(
             "submit",
@@ -151,6 +154,8 @@ class JobStore:
                     f"{waiting} jobs wait for this model already; try again later",
                     retry_after_s=view.eta_s(gap_ms),
                 )
+            case ["closed"]:
+                raise JobConflict("the batch takes no more lines, or has had this one")
             case ["ok", at, ahead, eta_ms]:
                 eta_s = view.eta_s(eta_ms)
                 job = view.public(job_id, _queued(new, at), position=ahead, eta_s=eta_s)
@@ -355,10 +360,19 @@ def _result_fields(hold: Hold, outcome: Outcome) -> list[Any]:
 _SCRIPT_FIELDS = ("queue", "lane", "stage")  # SUBMIT takes these by place and writes them itself
 
 
+def _job_id(spec: JobSpec) -> str:
+    """Return a fresh id; a line of a batch has one of its own, so that it is one job for ever."""
+    if spec.door is Door.BATCH:
+        return line_job_id(spec.envelope["batch"], spec.envelope["line"])
+    return new_job_id()
+
+
 def _new_record(request: ChatRequest, spec: JobSpec, retention_s: float) -> view.Record:
     lane = keys.first_lane(has_media=bool(request.media))
     is_media = lane is Lane.MEDIA
-    return {
+    # The script looks for `batch` in the first place.
+    line_of = {"batch": spec.envelope["batch"]} if spec.door is Door.BATCH else {}
+    return line_of | {
         "queue": keys.MEDIA_QUEUE if is_media else keys.chat_queue(request.model, spec.priority),
         "lane": str(lane),
         "stage": str(Stage.WAITING_MEDIA if is_media else Stage.WAITING_ENGINE),

@@ -1,0 +1,204 @@
+"""The lines of a batch: requests as they are read, results as they are written. Pure."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from worker.contract import chat, completions, forms
+from worker.contract.body import JobBody
+from worker.contract.chat import ChatBody
+from worker.contract.choices import JobView
+from worker.contract.completions import CompletionBody
+from worker.contract.door import dump
+from worker.contract.errors import InvalidRequest, JobError, kind_of
+from worker.contract.job import Door, JobSpec, Priority
+
+JOB_LIFE_S = 31 * 86_400  # of an unwritten line's job, after its end: longer than any batch
+_OK, _BAD_REQUEST, _SERVER_ERROR = 200, 400, 500
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A call that a batch may make: how its body is read, as one job, and its answer shown."""
+
+    body: type[BaseModel]
+    to_job: Callable[[Any], JobBody]
+    render: Callable[[JobView], dict[str, Any]]
+
+
+def _one_choice(body: ChatBody) -> JobBody:
+    _refuse_several(body.n)
+    return chat.to_job(body)
+
+
+def _one_prompt(body: CompletionBody) -> JobBody:
+    jobs = completions.to_jobs(body)
+    _refuse_several(body.n * len(jobs))
+    return jobs[0]
+
+
+def _refuse_several(count: int) -> None:
+    if count > 1:
+        raise InvalidRequest("a line of a batch has one choice: send it as several lines")
+
+
+ENDPOINTS = {
+    "/v1/jobs": Endpoint(JobBody, lambda body: body, dict),
+    "/v1/chat/completions": Endpoint(ChatBody, _one_choice, chat.completion),
+    "/v1/completions": Endpoint(CompletionBody, _one_prompt, completions.completion),
+}
+"""Every `url` that lines may have."""
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    custom_id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    method: Literal["POST"]
+    url: str
+    body: dict[str, Any]
+
+
+class LineError(Exception):
+    """Why a line is no good, as it stands in a batch's `errors`."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+    def as_dict(self, line: int | None) -> dict[str, Any]:
+        """Return OpenAI's batch error; `line` counts from 1."""
+        return {"code": self.code, "line": line, "message": self.message, "param": self.param}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLine:
+    """One good line: the caller's name for it, and the job that it is."""
+
+    custom_id: str
+    job: JobBody
+    priority: Priority
+
+
+def read(raw: bytes, endpoint: str) -> RequestLine:
+    """Read one line of a batch's input. Raises LineError."""
+    line = _envelope(raw)
+    if line.url != endpoint:
+        raise LineError(
+            "mismatched_url", f"the url is {line.url!r}, the batch's endpoint {endpoint}", "url"
+        )
+    kind = ENDPOINTS[endpoint]
+    try:
+        body = kind.body.model_validate(line.body)
+        job = kind.to_job(body)
+    except ValidationError as error:
+        raise _refusal("invalid_request", error, ("body",)) from error
+    except JobError as error:
+        raise LineError(error.code, error.message, error.param) from error
+    if getattr(body, "stream", False):
+        raise LineError("invalid_request", "the lines of a batch are not streamed", "body.stream")
+    return RequestLine(line.custom_id, job, _priority(line.body))
+
+
+def custom_id_of(raw: bytes) -> str:
+    """Return the name of a line that was read before."""
+    return str(json.loads(raw)["custom_id"])
+
+
+def _envelope(raw: bytes) -> _Line:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise LineError("invalid_json_line", f"this line is not JSON: {error}") from error
+    try:
+        return _Line.model_validate(value)
+    except ValidationError as error:
+        raise _refusal("invalid_line", error) from error
+
+
+def _refusal(code: str, error: ValidationError, place: tuple[str, ...] = ()) -> LineError:
+    # Of a union's branches the one that got furthest is what the caller meant.
+    first = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
+    param = ".".join(str(step) for step in (*place, *first["loc"])) or None
+    return LineError(code, first["msg"].removeprefix("Value error, "), param)
+
+
+def _priority(body: Mapping[str, Any]) -> Priority:
+    """Return a line's class: low, so that batches yield, unless it asks for more than that."""
+    asked = body.get("priority", Priority.LOW)
+    return Priority.LOW if asked == Priority.LOW else Priority.NORMAL
+
+
+def to_spec(line: RequestLine, batch_id: str, number: int) -> JobSpec:
+    """Return what the job of a batch's line is beside its question."""
+    return replace(
+        forms.to_spec(line.job),
+        priority=line.priority,
+        retention_s=JOB_LIFE_S,
+        door=Door.BATCH,
+        envelope={"batch": batch_id, "line": number, "custom_id": line.custom_id},
+    )
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def result(endpoint: str, envelope: Mapping[str, Any], job: JobView) -> dict[str, Any]:
+    """Return the result line of an ended job."""
+    made = _result(envelope["batch"], envelope["line"], envelope["custom_id"])
+    if job["status"] == "completed":
+        made["response"] = _response(job, _OK, ENDPOINTS[endpoint].render(job))
+    elif job["error"] is not None:
+        is_callers = kind_of(job["error"]["code"]) == "invalid_request_error"
+        status = _BAD_REQUEST if is_callers else _SERVER_ERROR
+        made["response"] = _response(job, status, {"error": job["error"]})
+    return made
+
+
+def failed(
+    batch_id: str, number: int, custom_id: str, error: JobError | None = None
+) -> dict[str, Any]:
+    """Return the result line of a request that never became a job: refused, or not begun."""
+    made = _result(batch_id, number, custom_id)
+    if error is not None:
+        made["error"] = {"code": error.code, "message": error.message}
+    return made
+
+
+def written(made: dict[str, Any], ending: str) -> bytes:
+    """Return a result line as it stands in the file; one that was not executed says why."""
+    if made["response"] is None and made["error"] is None:
+        made = made | {"error": _NOT_EXECUTED.get(ending, _CANCELLED_ALONE)}
+    return dump(made).encode() + b"\n"
+
+
+_CANCELLED_ALONE = {"code": "job_cancelled", "message": "The job of this line was cancelled."}
+_NOT_EXECUTED = {
+    "expired": {
+        "code": "batch_expired",
+        "message": "This request was not executed before the completion window was over.",
+    },
+    "cancelled": {
+        "code": "batch_cancelled",
+        "message": "This request was not executed before the batch was cancelled.",
+    },
+    "failed": {
+        "code": "batch_failed",
+        "message": "This request was not executed before the batch failed.",
+    },
+}
+
+
+def _result(batch_id: str, number: int, custom_id: str) -> dict[str, Any]:
+    name = hashlib.sha256(f"{batch_id}:{number}:result".encode()).hexdigest()[:32]
+    return {"id": f"batch_req_{name}", "custom_id": custom_id, "response": None, "error": None}
+
+
+def _response(job: JobView, status: int, body: dict[str, Any]) -> dict[str, Any]:
+    return {"status_code": status, "request_id": job["id"], "body": body}
