@@ -13,7 +13,7 @@ from worker.contract.registry import Notes
 
 _log = logging.getLogger(__name__)
 _PERIOD_S = 0.5
-_LOCK_S, _RENEW_S = 12.0, 3.0
+_LOCK_S, _RENEW_S = 6.0, 1.5  # a killed process stands in the way for so long
 _MAX_RUNS = 16  # at a time; each may hold a page of input and two parts of results
 _AGAIN_S = 1.0  # after a run was broken off
 
