@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.prompts import decode
 from worker.engine import EngineSpec, load_engine
-from worker.engine.base import Engine
+from worker.engine.base import Engine, ModelCard
 from worker.engine.process import EngineProcess
 
 SLOTS = 2
@@ -30,12 +30,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("lmdeploy", marks=pytest.mark.gpu),
     ]
 )
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    """Give each engine in turn, loaded, with room for SLOTS prompts."""
+async def loaded(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Engine, ModelCard]]:
+    """Give each engine in turn, loaded, with room for SLOTS prompts, and its card."""
     engine = _engine(request)
-    await engine.start()
-    yield engine
+    yield engine, await engine.start()
     await engine.close()
+
+
+@pytest.fixture
+def engine(loaded: tuple[Engine, ModelCard]) -> Engine:
+    return loaded[0]
+
+
+@pytest.fixture
+def card(loaded: tuple[Engine, ModelCard]) -> ModelCard:
+    return loaded[1]
 
 
 def _engine(request: pytest.FixtureRequest) -> Engine:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.support.prompts import answer_of, ask, picture
 from worker.contract.errors import EngineFailed, OutOfMemory
-from worker.engine.base import Clip, EngineOptions, Prompt, Turn
-from worker.engine.echo import BURST_TOKENS, PICTURE_TOKENS, EchoEngine, prompt_tokens, read_script
+from worker.engine.base import Clip, EngineOptions, Prompt, ToolCall, ToolUse, Turn
+from worker.engine.echo import EchoEngine
+from worker.engine.script import BURST_TOKENS, PICTURE_TOKENS, prompt_tokens, read_script
 
 
 @pytest.fixture
@@ -122,3 +125,57 @@ async def test_a_text_that_is_over_stops_although_max_tokens_is_reached_with_it(
     answer = await answer_of(echo, ask("one two", max_tokens=2))
 
     assert (answer.text, answer.finish_reason) == ("one two", "stop")
+
+
+TOOLS = ToolUse(({"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}}},))
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls"),
+    [
+        ('hm [[tool=add {"a": 1}]]', "hm", (("add", '{"a": 1}'),)),
+        ("[[tool=add]]", "", (("add", "{}"),)),
+        ('[[tool=add {"a": [[1]]}]][[tool=add {}]]', "", (("add", '{"a": [[1]]}'), ("add", "{}"))),
+        ("[[tool=rm {}]]", '<tool_call>{"name": "rm", "arguments": {}}</tool_call>', ()),
+        ("[[tool=add {1}]]", '<tool_call>{"name": "add", "arguments": {1}}</tool_call>', ()),
+    ],
+)
+async def test_a_scripted_call_is_made_where_the_function_was_offered(
+    echo: EchoEngine, text: str, said: str, calls: tuple[tuple[str, str], ...]
+):
+    answer = await answer_of(echo, ask(text, tools=TOOLS))
+
+    assert answer.text == said
+    assert answer.tool_calls == tuple(ToolCall(*call) for call in calls)
+    assert answer.finish_reason == ("tool_calls" if calls else "stop")
+
+
+async def test_a_demanded_call_that_is_not_scripted_is_an_example(echo: EchoEngine):
+    answer = await answer_of(echo, ask("what is 1 + 1?", tools=replace(TOOLS, must_call=True)))
+
+    assert answer.tool_calls == (ToolCall("add", '{"a": 0}'),)
+
+
+async def test_a_scripted_thought_comes_before_the_answer(echo: EchoEngine):
+    answer = await answer_of(echo, ask("[[think=so many sheep]]four"))
+
+    assert (answer.reasoning, answer.text) == ("so many sheep", "four")
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "said"),
+    [
+        ('{"a": 1}', {"type": "object"}, '{"a": 1}'),
+        ("四只", {"type": "object"}, '{"text": "四只"}'),
+        ("5", {"type": "object"}, '{"text": "5"}'),
+        ("5", {"type": "integer"}, "5"),
+        ("四只", {"properties": {"n": {"type": "integer", "minimum": 3}}}, '{"n": 3}'),
+        ("[[tokens=3]]", {"type": "boolean"}, "false"),
+    ],
+)
+async def test_where_json_is_asked_for_the_answer_is_json(
+    echo: EchoEngine, text: str, schema: dict[str, Any], said: str
+):
+    answer = await answer_of(echo, ask(text, json_schema=schema, ignore_eos=True))
+
+    assert (answer.text, answer.finish_reason) == (said, "stop")

@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from worker.engine.base import Delta, Engine, EngineOptions, Part, Picture, Prompt, Turn
+from worker.engine.base import (
+    Delta,
+    Engine,
+    EngineOptions,
+    Part,
+    Picture,
+    Prompt,
+    TokenLogprob,
+    ToolCall,
+    Turn,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,18 @@ class Answer:
     @property
     def token_ids(self) -> tuple[int, ...]:
         return tuple(token for delta in self.deltas for token in delta.token_ids)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(delta.reasoning for delta in self.deltas)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return tuple(call for delta in self.deltas for call in delta.tool_calls)
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        return tuple(entry for delta in self.deltas for entry in delta.logprobs)
 
     @property
     def finish_reason(self) -> str | None:
@@ -46,6 +68,8 @@ def ask(*parts: Part, after: Answer | None = None, key: str = "p", **options: An
         options=EngineOptions(**options),
         emitted_ids=after.token_ids if after else (),
         emitted_text=after.text if after else "",
+        emitted_reasoning=after.reasoning if after else "",
+        emitted_calls=len(after.tool_calls) if after else 0,
     )
 
 

@@ -17,9 +17,14 @@ from transformers import (
 )
 
 CHAT_TEMPLATE = """\
+{%- if tools -%}<|im_start|>tools
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<tool_call>{"name": …}</tool_call><|im_end|>
+{% endif -%}
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}
-{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content -%}
+{% for call in message.tool_calls %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor -%}
+{%- if message.content is string %}{{ message.content }}{% else %}{% for part in message.content -%}
 {%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
 {%- else -%}{{ part.text }}{%- endif -%}
 {%- endfor %}{% endif %}<|im_end|>

@@ -5,7 +5,7 @@ knows no job record, no Redis and no HTTP.
 """
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 FRAME_LABEL = "Frame{number}: "
@@ -208,7 +208,7 @@ def frames_as_pictures(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
     Source: the guide's prompt for InternVL2: `Frame1: <image>`, a newline, … `Frame8: <image>`, a
     newline, and then the text.
     """
-    return tuple(Turn(turn.role, tuple(_laid_out(turn.parts))) for turn in turns)
+    return tuple(replace(turn, parts=tuple(_laid_out(turn.parts))) for turn in turns)
 
 
 def _laid_out(parts: tuple[Part, ...]) -> list[Part]:
