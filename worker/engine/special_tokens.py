@@ -1,20 +1,25 @@
 """Special tokens that a user wrote are text: they would be turns or pictures that are none."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _JOINER = "\u2060"  # no width, no line break: the text reads the same
 
 
-class SpecialTokens:
-    """Breaks the special tokens of one tokenizer, and `more` texts that mean something, in text."""
+def special_tokens(tokenizer: Any) -> frozenset[str]:
+    """Return the texts of a tokenizer's tokens that are no text."""
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset(str(token) for token in added if token.special) | frozenset(
+        tokenizer.all_special_tokens
+    )
 
-    def __init__(self, tokenizer: Any, *more: str) -> None:
-        added = tokenizer.added_tokens_decoder.values()
-        texts = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-        longest_first = sorted(
-            (text for text in (*texts, *more) if len(text) > 1), key=len, reverse=True
-        )
+
+class SpecialTokens:
+    """Breaks texts that mean something to a model where a user wrote them."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        longest_first = sorted((text for text in texts if len(text) > 1), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def broken(self, text: str) -> str:

@@ -18,7 +18,10 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from worker.contract.errors import EngineFailed
 from worker.engine.picture_limits import picture_limits
+from worker.engine.special_tokens import special_tokens
+from worker.engine.transformers.constraint import Alphabet
 from worker.engine.transformers.sampling import neutral
+from worker.engine.transformers.template import knows_reasoning, knows_tools, template_of
 
 _DEFAULT_CONTEXT_TOKENS = 2048  # for the few configurations that do not say
 _library: Any = transformers  # some of it is typed, some is not
@@ -32,7 +35,9 @@ class Checkpoint:
     """An opened model.
 
     `processor` is None for a text-only model; `sampling` is the checkpoint's own generation_config;
-    `eos_ids` end an answer; `max_pixels` and `pixel_multiple` as in `ModelCard`.
+    `eos_ids` end an answer; `max_pixels` and `pixel_multiple` as in `ModelCard`; `template` is the
+    chat template, `specials` the tokens that are no text; `alphabet` is None for a tokenizer whose
+    tokens cannot be spelled.
     """
 
     model: Any
@@ -43,6 +48,19 @@ class Checkpoint:
     context_tokens: int
     max_pixels: int
     pixel_multiple: int
+    template: str
+    specials: frozenset[str]
+    alphabet: Alphabet | None
+
+    @property
+    def knows_tools(self) -> bool:
+        """True where calls can be offered, read and demanded."""
+        return self.alphabet is not None and knows_tools(self.template, self.specials)
+
+    @property
+    def reasons(self) -> bool:
+        """True where the model thinks before it answers."""
+        return knows_reasoning(self.template, self.specials)
 
     def seat(self) -> Any:
         """Return the model for one prompt at a time: same weights, state of its own.
@@ -97,15 +115,19 @@ def _open(folder: Path) -> Checkpoint:
     tokenizer = _library.AutoTokenizer.from_pretrained(folder, **_LOCAL)
     processor = _open_processor(folder, config, tokenizer) if is_multimodal else None
     max_pixels, multiple = picture_limits(processor)
+    eos_ids = _eos_ids(sampling, tokenizer)
     return Checkpoint(
         model=model,
         tokenizer=tokenizer,
         processor=processor,
         sampling=sampling,
-        eos_ids=_eos_ids(sampling, tokenizer),
+        eos_ids=eos_ids,
         context_tokens=_context_tokens(config),
         max_pixels=max_pixels,
         pixel_multiple=multiple,
+        template=template_of(tokenizer, processor),
+        specials=special_tokens(tokenizer),
+        alphabet=Alphabet.of(tokenizer, eos_ids),
     )
 
 

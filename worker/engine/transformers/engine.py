@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed, OutOfMemory
 from worker.engine.base import Delta, ModelCard, Prompt
-from worker.engine.transformers.answering import Answering
+from worker.engine.transformers.answering import Answering, Ears, ears_for
 from worker.engine.transformers.checkpoint import Checkpoint, open_checkpoint
 from worker.engine.transformers.layout import Layout
 from worker.engine.transformers.sampling import Sampling
@@ -32,6 +32,9 @@ FRAME_MAX_PIXELS = 200_704
 OPTIONS = frozenset(
     {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "ignore_eos"}
 )
+SPELLED_OPTIONS = frozenset({"logprobs", "top_logprobs", "response_format"})
+"""What takes an alphabet: nearly every tokenizer has one."""
+TOOL_OPTIONS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _CLOSED = "the transformers engine is closed"
 _CORES = torch.get_num_threads()
 """What torch found before anybody set it, OMP_NUM_THREADS included."""
@@ -157,8 +160,14 @@ class TransformersEngine:
             max_pixels=checkpoint.max_pixels,
             pixel_multiple=checkpoint.pixel_multiple,
             frame_max_pixels=min(checkpoint.max_pixels, FRAME_MAX_PIXELS),
-            options=OPTIONS,
+            options=options_of(checkpoint),
         )
+
+
+def options_of(checkpoint: Checkpoint) -> frozenset[str]:
+    """Return the options that can be honoured with a checkpoint."""
+    spelled = SPELLED_OPTIONS if checkpoint.alphabet is not None else frozenset()
+    return OPTIONS | spelled | (TOOL_OPTIONS if checkpoint.knows_tools else frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,23 +212,26 @@ class _Run:
 
     def _work(self) -> None:
         with self._opened.laying_out:
-            inputs, prompt_tokens = self._opened.layout.inputs(self._prompt)
-        self._refuse_if_too_long(prompt_tokens)
-        answering = self._answering(prompt_tokens)
+            laid_out = self._opened.layout.lay_out(self._prompt)
+        self._refuse_if_too_long(laid_out.length)
+        ears = ears_for(self._prompt, self._opened.checkpoint, is_thinking=laid_out.is_thinking)
+        answering = self._answering(ears, laid_out.length)
         if answering.is_over or self._cancelled.is_set():
             return
-        config = self._opened.checkpoint.sampling
+        sampling = Sampling.of(self._prompt.options, self._opened.checkpoint.sampling)
+        steps = [step for step in (ears.watching, ears.constraint) if step is not None]
         self.seat.generate(
-            **inputs,
+            **laid_out.tensors,
             max_new_tokens=answering.left,
-            logits_processor=Sampling.of(self._prompt.options, config).processors(prompt_tokens),
+            logits_processor=LogitsProcessorList([*steps, *sampling.processors(laid_out.length)]),
             stopping_criteria=StoppingCriteriaList([answering]),
         )
 
-    def _answering(self, prompt_tokens: int) -> Answering:
+    def _answering(self, ears: Ears, prompt_tokens: int) -> Answering:
         tokenizer = self._opened.checkpoint.tokenizer
         return Answering(
             self._prompt,
+            ears,
             prompt_tokens=prompt_tokens,
             eos_ids=self._opened.checkpoint.eos_ids,
             decode=partial(
