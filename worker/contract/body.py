@@ -14,13 +14,14 @@ from worker.contract.formats import Strict as _Strict
 from worker.contract.job import Priority
 
 MAX_SEED = 2**63 - 1
-_MAX_S = 30 * 86_400  # no wait and no record is longer
+MAX_S = 30 * 86_400  # no wait and no record is longer
 _MAX_DEPTH = 64
 
 Text64 = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=MAX_URL_CHARS)]
 Text512 = Annotated[str, StringConstraints(max_length=512)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Metadata = Annotated[dict[Text64, Text512], Field(max_length=16)]
 
 
 class MediaLink(_Strict):
@@ -107,7 +108,17 @@ class VideoBody(_Strict):
         return self
 
 
-class QuestionBody(_Strict):
+class WholeBody(_Strict):
+    """What a door takes: every text in it can be kept."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unicode(cls, body: Any) -> Any:
+        _refuse_surrogates(body)
+        return body
+
+
+class QuestionBody(WholeBody):
     """What every door takes beside the question itself."""
 
     model: str | None = Field(None, min_length=1, max_length=200)
@@ -131,17 +142,11 @@ class QuestionBody(_Strict):
     parallel_tool_calls: bool | None = None
 
     priority: Priority = Priority.NORMAL
-    start_deadline_s: float | None = Field(None, gt=0, le=_MAX_S)
-    timeout_s: float | None = Field(None, gt=0, le=_MAX_S)
-    retention_s: float | None = Field(None, ge=60, le=_MAX_S)
-    metadata: Annotated[dict[Text64, Text512], Field(max_length=16)] = Field(default_factory=dict)
+    start_deadline_s: float | None = Field(None, gt=0, le=MAX_S)
+    timeout_s: float | None = Field(None, gt=0, le=MAX_S)
+    retention_s: float | None = Field(None, ge=60, le=MAX_S)
+    metadata: Metadata = Field(default_factory=dict)
     video: VideoBody = VideoBody()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_unicode(cls, body: Any) -> Any:
-        _refuse_surrogates(body)
-        return body
 
 
 class JobBody(QuestionBody):

@@ -8,7 +8,7 @@ user turn; more placeholders than media, or inline tags beside a list, are error
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from worker.contract.body import ChatMessage, ContentPart, JobBody, MediaLink, TextPart, VideoPart
@@ -64,13 +64,20 @@ def parse(body: JobBody, limits: Settings) -> Parsed:
         TextTooLarge: all text together is over `limits.max_text_bytes`.
     """
     parsed = _swift(body, limits) if body.query is not None else _openai(body, limits)
-    if len(parsed.sources) > limits.media_max_parts:
-        raise MediaTooLarge(
-            f"{len(parsed.sources)} pictures and videos; the limit is {limits.media_max_parts}",
-            param=parsed.sources[limits.media_max_parts].param,
-        )
-    _check_text(parsed.messages, limits.max_text_bytes)
+    check_size(parsed.messages, parsed.sources, limits)
     return parsed
+
+
+def check_size(
+    messages: Sequence[Message], media: Sequence[Source | MediaRef], limits: Settings
+) -> None:
+    """Raise MediaTooLarge, TextTooLarge or InvalidRequest: there is too much, or nothing at all."""
+    if len(media) > limits.media_max_parts:
+        raise MediaTooLarge(
+            f"{len(media)} pictures and videos; the limit is {limits.media_max_parts}",
+            param=media[limits.media_max_parts].param,
+        )
+    _check_text(messages, limits.max_text_bytes)
 
 
 def to_request(body: JobBody, model: str, parsed: Parsed, media: Iterable[MediaRef]) -> ChatRequest:
@@ -234,7 +241,7 @@ def _openai(body: JobBody, limits: Settings) -> Parsed:
     _place_left_overs(messages, supply)
     if messages[-1].role not in {"user", "tool"}:
         raise InvalidRequest("the last message must be the user's", param="messages")
-    query, history = _as_pairs(messages, supply.sources)
+    query, history = as_pairs(messages, supply.sources)
     return Parsed(tuple(messages), tuple(supply.sources), query, history)
 
 
@@ -278,13 +285,13 @@ def _place_left_overs(messages: list[Message], supply: _Supply) -> None:
         messages[first] = replace(messages[first], parts=(*left, *messages[first].parts))
 
 
-def _as_pairs(
-    messages: list[Message], sources: list[Source]
+def as_pairs(
+    messages: Sequence[Message], media: Sequence[Source | MediaRef]
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Return the last user text and the earlier (user, assistant) pairs, media as placeholders."""
     pairs, query = [], ""
     for message in messages:
-        text = "".join(p if isinstance(p, str) else f"<{sources[p].type}>" for p in message.parts)
+        text = "".join(p if isinstance(p, str) else f"<{media[p].type}>" for p in message.parts)
         if message.role == "assistant":
             pairs.append((query, text))
         elif message.role == "user":
@@ -338,7 +345,7 @@ def _too_large(size: int, limit: int, param: str) -> MediaTooLarge:
     return MediaTooLarge(f"{size} bytes; the limit is {limit}: upload it first", param=param)
 
 
-def _check_text(messages: tuple[Message, ...], limit: int) -> None:
+def _check_text(messages: Sequence[Message], limit: int) -> None:
     total = sum(len(text.encode()) for message in messages for text in _texts(message))
     if total > limit:
         raise TextTooLarge(f"{total} bytes of text; the limit is {limit}", param="messages")

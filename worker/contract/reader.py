@@ -7,7 +7,7 @@ from typing import Any
 from worker.contract import view
 from worker.contract.door import RedisDoor
 from worker.contract.events import joined
-from worker.contract.job import Said
+from worker.contract.job import ChatRequest, JobSpec, PreparedMedia, Said
 
 _LIST_SCAN = 5_000  # records one list call looks at before it hands out a cursor
 
@@ -28,6 +28,23 @@ class JobReader:
     async def get(self, job_id: str) -> dict[str, Any]:
         """Return the job object as it is now. Raises JobNotFound or JobGone."""
         return await self._public(job_id, await self.record(job_id))
+
+    async def with_spec(self, job_id: str) -> tuple[dict[str, Any], JobSpec]:
+        """Return the job object as `get` does, and what was asked for beside the question."""
+        record = await self.record(job_id)
+        return await self._public(job_id, record), view.spec_of(record)
+
+    async def question(self, job_id: str) -> tuple[ChatRequest, tuple[PreparedMedia, ...]]:
+        """Return what a job asks, and what the media stage has made of its media, in their order.
+
+        Raises JobNotFound or JobGone.
+        """
+        key = self._door.key("job", job_id)
+        request, media = await self._door.command("HMGET", key, "request", "media")
+        if request is None:
+            await self._door.missing(job_id)
+        prepared = tuple(PreparedMedia.from_dict(item) for item in json.loads(media or "[]"))
+        return ChatRequest.from_dict(json.loads(request)), prepared
 
     async def many(self, job_ids: Sequence[str]) -> dict[str, tuple[view.Record, dict[str, Any]]]:
         """Return records and job objects by id; jobs that are gone are left out."""

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from worker.contract.job import JobStatus, PreparedMedia, Said, Stage
+from worker.contract.job import JobSpec, JobStatus, PreparedMedia, Said, Stage
 
 VIEW_FIELDS = (
     "status",
@@ -95,6 +95,11 @@ def public(
 def is_complete(record: Record) -> bool:
     """Return whether the record alone has the whole answer, or what there is of it."""
     return "result" in record and not json.loads(record["result"]).get("has_logprobs")
+
+
+def spec_of(record: Record) -> JobSpec:
+    """Return what a record's caller asked for beside the question."""
+    return JobSpec.from_dict(json.loads(record["spec"]))
 
 
 def eta_s(eta_ms: int) -> float | None:
