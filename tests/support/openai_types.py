@@ -18,6 +18,7 @@ OURS: dict[str, set[str]] = {
     },
     "ChatCompletionMessage": {"reasoning_content"},
     "ChoiceDelta": {"reasoning_content"},
+    "Response": {"store"},  # OpenAI's own, in its examples and answers if not in its types
 }  # fmt: skip
 """Class → the fields that we add to it; README.md names them."""
 

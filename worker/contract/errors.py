@@ -98,6 +98,12 @@ class JobConflict(JobError):
     code = "job_conflict"
 
 
+class ResponseNotFound(JobError):
+    """No response of that id: never made, not stored, deleted, or its retention is over."""
+
+    code = "response_not_found"
+
+
 class UploadNotFound(JobError):
     """No upload of that id, or it has expired."""
 
