@@ -16,6 +16,7 @@ from api import (
     jobs,
     metrics,
     models,
+    responses,
     stream,
     uploads,
     webhooks,
@@ -35,6 +36,7 @@ from worker.contract.metrics import read_totals
 from worker.contract.models import Models
 from worker.contract.reader import JobReader
 from worker.contract.registry import Registry
+from worker.contract.responses.door import Responses
 from worker.contract.s3 import ObjectStore
 from worker.contract.store import JobStore
 
@@ -56,7 +58,8 @@ def create_app() -> FastAPI:
     errors.install(app)
     app.include_router(health.health)
     rooms = (
-        jobs, stream, chat, completions, models, uploads, files, batches, webhooks, metrics,
+        jobs, stream, chat, completions, responses, models, uploads, files, batches, webhooks,
+        metrics,
     )  # fmt: skip
     for room in rooms:
         app.include_router(room.router, dependencies=[Depends(authorized)])
@@ -71,12 +74,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     models, files_kept = Models(registry, config.model_names), Files(door, objects)
     tickets = broker.Tickets(broker.make_app(config), store.published)
     door.on_owed = tickets.wake
+    reader, live = JobReader(door), LiveEvents(door)
+    intake = Intake(config, store, models, objects, tickets.send, files_kept)
     made = app.state.contract = Contract(
         settings=config,
         store=store,
-        reader=JobReader(door),
+        reader=reader,
         registry=registry,
-        live=LiveEvents(door),
+        live=live,
         objects=objects,
         debts=Debts(door),
         endpoints=Endpoints(door),
@@ -84,8 +89,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         models=models,
         files=files_kept,
         batches=Batches(door),
-        intake=Intake(config, store, models, objects, tickets.send, files_kept),
+        intake=intake,
         tickets=tickets,
+        responses=Responses(config, intake, reader, live),
     )
     try:
         yield

@@ -14,7 +14,7 @@ from starlette.background import BackgroundTask
 from api.deps import Contract
 from api.errors import respond_failed
 from api.joined import joined
-from api.presence import unless_hung_up
+from api.presence import CLIENT_GONE, unless_hung_up
 from api.stream import HEADERS, with_pings
 from worker.contract.choices import ChoicesBody, JobView
 from worker.contract.errors import JobError
@@ -23,7 +23,6 @@ from worker.contract.job import ChatRequest, JobSpec, JobStatus
 from worker.contract.store import Submitted
 
 _DONE = b"data: [DONE]\n\n"
-_CLIENT_GONE = 499  # nobody reads it; nginx's number for it, for the log
 _UNANSWERED = frozenset({JobStatus.FAILED, JobStatus.EXPIRED})
 
 
@@ -93,7 +92,7 @@ async def answer(call: Call, request: Request, uses: Contract) -> Response:
     jobs = await unless_hung_up(request, _all_ended(entered, uses))
     if jobs is None:
         await _leave(call, entered.ids, uses)
-        return Response(status_code=_CLIENT_GONE)
+        return Response(status_code=CLIENT_GONE)
     unanswered = next((job for job in jobs if job["status"] in _UNANSWERED), None)
     response = respond_failed(unanswered) if unanswered else JSONResponse(call.whole(*jobs))
     response.headers.update(headers)

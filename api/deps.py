@@ -19,6 +19,7 @@ from worker.contract.metrics import Totals
 from worker.contract.models import Models
 from worker.contract.reader import JobReader
 from worker.contract.registry import Registry
+from worker.contract.responses.door import Responses
 from worker.contract.s3 import ObjectStore
 from worker.contract.settings import Settings
 from worker.contract.store import JobStore
@@ -41,6 +42,7 @@ class Contract:
     tickets: Tickets
     debts: Debts
     endpoints: Endpoints
+    responses: Responses
     totals: Callable[[], Awaitable[Totals]]
 
 

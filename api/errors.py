@@ -35,6 +35,7 @@ STATUS = {
     "unauthorized": 401,
     "model_not_found": 404,
     "job_not_found": 404,
+    "response_not_found": 404,
     "upload_not_found": 404,
     "file_not_found": 404,
     "batch_not_found": 404,
@@ -148,18 +149,24 @@ def _place(location: tuple[Any, ...]) -> str | None:
     for before, step in pairwise(location):
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step.isidentifier() and step not in _BRANCHES and not _is_tag(before, step):
-            path += f".{step}" if path else step
+            continue
+        name = step.removesuffix("[]")  # how OpenAI's clients write a query's lists
+        if name.isidentifier() and name not in _BRANCHES and not _is_tag(before, name):
+            path += f".{name}" if path else name
     return path or None
 
 
 def _is_tag(before: str | int, step: str) -> bool:
     """Tell a part's type, by which its branch was chosen, from a field of the same name."""
-    return isinstance(before, int) and step in _TAGS
+    return (isinstance(before, int) or before == "format") and step in _TAGS
 
 
-_BRANCHES = frozenset({"str", "MediaLink", "constrained", "NamedTool"})
-_TAGS = frozenset({"text", "image_url", "video_url"})
+_BRANCHES = frozenset({"str", "MediaLink", "constrained", "NamedTool", "FunctionChoice"})
+_TAGS = frozenset({
+    "text", "image_url", "video_url", "input_text", "output_text", "input_image", "input_video",
+    "input_file", "message", "function_call", "function_call_output", "reasoning", "json_object",
+    "json_schema",
+})  # fmt: skip
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -21,7 +21,7 @@ from worker.contract.view import links
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=ERRORS)
 
 MAX_WAIT_S = 60
-_CANCEL_WAIT_S = 1.0
+CANCEL_WAIT_S = 1.0
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})(?:$|[,;\s])")
 
 Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for a change")]
@@ -50,7 +50,7 @@ async def _answer(submitted: Submitted, prefer: str | None, uses: Contract) -> J
     job, wait = submitted.job, _PREFER_WAIT.search(prefer or "")
     if wait is not None:
         wait_s = min(int(wait[1]), MAX_WAIT_S)
-        await _until_ended(submitted.job_id, wait_s, uses)
+        await until_ended(submitted.job_id, wait_s, uses)
         headers["Preference-Applied"] = f"wait={wait_s}"
     if wait is not None or job is None:
         job = await uses.reader.get(submitted.job_id)
@@ -90,7 +90,7 @@ async def poll(job_id: str, uses: Uses, wait: Wait = 0) -> Response:
 async def cancel(job_id: str, uses: Uses) -> Response:
     """Ask for the end of a job. It is `cancelled` once the engine has dropped it; twice is fine."""
     if await uses.store.cancel(job_id) == "requested":
-        await _until_ended(job_id, _CANCEL_WAIT_S, uses)
+        await until_ended(job_id, CANCEL_WAIT_S, uses)
     return JSONResponse(await uses.reader.get(job_id))
 
 
@@ -106,12 +106,13 @@ async def retry(job_id: str, uses: Uses) -> Response:
 async def delete(job_id: str, uses: Uses) -> Response:
     """Erase a job and all it left; one that runs is cancelled first."""
     if await uses.store.cancel(job_id) == "requested":
-        await _until_ended(job_id, _CANCEL_WAIT_S, uses)
+        await until_ended(job_id, CANCEL_WAIT_S, uses)
     await uses.store.erase(job_id)
     return Response(status_code=204)
 
 
-async def _until_ended(job_id: str, wait_s: float, uses: Contract) -> None:
+async def until_ended(job_id: str, wait_s: float | None, uses: Contract) -> None:
+    """Return once a job is over, or after `wait_s` (None: only then)."""
     try:
         async with asyncio.timeout(wait_s), aclosing(uses.live.follow(job_id)) as events:
             async for _ in events:

@@ -8,6 +8,9 @@ from fastapi import Request
 
 Result = TypeVar("Result")
 
+CLIENT_GONE = 499
+"""The status of an answer that nobody reads; nginx's number for it, for the log."""
+
 
 async def unless_hung_up(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:
     """Return what the work gives; None, with the work cancelled, once the client has hung up."""

@@ -127,3 +127,58 @@ COMPLETION: dict[int | str, dict[str, Any]] = {
         },
     }
 }
+
+
+class ResponseView(BaseModel):
+    """A Response, as OpenAI has it. Moments are seconds since the epoch."""
+
+    id: str
+    object: str
+    created_at: int
+    completed_at: int | None
+    status: str
+    background: bool
+    store: bool
+    error: dict[str, str | None] | None
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[dict[str, Any]]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    prompt: None
+    conversation: None
+    prompt_cache_key: str | None
+    reasoning: dict[str, str | None]
+    safety_identifier: str | None
+    service_tier: str
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float | None
+    truncation: str
+    usage: dict[str, Any] | None
+    user: str | None
+
+
+class ResponseDeleted(BaseModel):
+    """A response that is no more."""
+
+    id: str
+    object: str
+    deleted: bool
+
+
+class InputItemList(BaseModel):
+    """One page of what went into a response; `last_id` is the cursor of the following page."""
+
+    object: str
+    data: list[dict[str, Any]]
+    first_id: str
+    last_id: str
+    has_more: bool

@@ -1,7 +1,8 @@
 """Reading server-sent events as a client does."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,16 @@ async def frames(
 ) -> AsyncIterator[Frame]:
     """Yield a job's events; `after` is sent as Last-Event-ID."""
     headers = {} if after is None else {"Last-Event-ID": after}
-    url = f"/v1/jobs/{job_id}/events"
-    async with http.stream("GET", url, headers=headers) as response:
+    async with aclosing(raw_frames(http, f"/v1/jobs/{job_id}/events", headers=headers)) as read:
+        async for frame in read:
+            yield frame
+
+
+async def raw_frames(
+    http: httpx.AsyncClient, url: str, **request: Any
+) -> AsyncGenerator[Frame, None]:
+    """Yield the events at an address, as they came."""
+    async with http.stream("GET", url, **request) as response:
         assert response.status_code == httpx.codes.OK, await response.aread()
         assert response.headers["content-type"].startswith("text/event-stream")
         rest = b""
