@@ -37,8 +37,8 @@ class Chunks(Protocol):
         """Return the chunk of a delta."""
         ...
 
-    def end(self, number: int, job: JobView) -> list[dict[str, Any]]:
-        """Return a choice's last chunks."""
+    def end(self, number: int, job: JobView) -> dict[str, Any]:
+        """Return a choice's last chunk."""
         ...
 
     def usage(self, jobs: list[JobView]) -> dict[str, Any]:
@@ -218,8 +218,7 @@ async def _told(
                 job = ended[number] = await uses.reader.get(entered.cursors[number][0])
                 if job["status"] in _UNANSWERED:
                     raise _Unanswered(job)
-                for chunk in chunks.end(number, job):
-                    yield chunk
+                yield chunks.end(number, job)
     if call.body.includes_usage:
         yield chunks.usage([ended[number] for number in sorted(ended)])
 

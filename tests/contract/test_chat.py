@@ -1,6 +1,5 @@
 """Bodies of OpenAI's chat and completions as jobs, and jobs as their answers."""
 
-import json
 from typing import Any
 
 import pytest
@@ -44,8 +43,7 @@ def asked(body: ChatBody) -> dict[str, Any]:
 
 
 def delta(text: str, **more: Any) -> Event:
-    data = json.loads(delta_data(text, 1)) | more
-    return Event(3, "delta", json.dumps(data))
+    return Event(3, "delta", delta_data(text, 1, **more))
 
 
 def test_a_chat_body_is_a_job_with_the_same_messages_and_options():
@@ -176,15 +174,23 @@ def test_a_cancelled_job_is_an_answer_that_was_cut():
 @pytest.mark.parametrize("includes_usage", [True, False])
 def test_no_chunk_has_a_null_content_or_no_choice_unless_usage_is_asked_for(includes_usage: bool):
     chunks = chat.Chunks(job(), includes_usage)
-    last = chunks.end(0, job("四只", "tool_calls", tool_calls=[CALL]))
-    told = [chunks.begin(0), chunks.delta(0, delta("四只", logprobs=[TOKEN])), *last]
+    told = [
+        chunks.begin(0),
+        chunks.delta(0, delta("", reasoning="hm")),
+        chunks.delta(0, delta("四只", logprobs=[TOKEN])),
+        chunks.delta(0, delta("", tool_calls=[CALL])),
+        chunks.delta(0, delta("", tool_calls=[CALL])),
+        chunks.end(0, job("四只", "tool_calls", tool_calls=[CALL])),
+    ]
 
     for chunk in told:
         check(chunk, ChatCompletionChunk)
         assert isinstance(chunk["choices"][0]["delta"]["content"], str)
         assert ("usage" in chunk) == includes_usage
     assert told[0]["choices"][0]["delta"]["role"] == "assistant"
-    assert told[-2]["choices"][0]["delta"]["tool_calls"][0]["index"] == 0
+    assert told[1]["choices"][0]["delta"]["reasoning_content"] == "hm"
+    assert told[2]["choices"][0]["logprobs"]["content"] == [TOKEN]
+    assert [c["choices"][0]["delta"]["tool_calls"][0]["index"] for c in told[3:5]] == [0, 1]
     assert told[-1]["choices"][0]["finish_reason"] == "tool_calls"
     counted = chunks.usage([job()])
     assert (counted["choices"], counted["usage"]["total_tokens"]) == ([], 9)
@@ -242,9 +248,9 @@ def test_chunks_of_a_text_completion_know_where_their_tokens_stand():
     chunks = completions.Chunks(job(), includes_usage=True)
     told = [
         chunks.begin(0),
-        chunks.delta(0, delta("四", logprobs={"content": [TOKEN]})),
-        chunks.delta(0, delta("四", logprobs={"content": [TOKEN]})),
-        *chunks.end(0, job()),
+        chunks.delta(0, delta("四", logprobs=[TOKEN])),
+        chunks.delta(0, delta("四", logprobs=[TOKEN])),
+        chunks.end(0, job()),
         chunks.usage([job()]),
     ]
 

@@ -3,9 +3,9 @@
 Pure: the HTTP door and the lines of a batch use the same functions.
 """
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from worker.contract import choices
 from worker.contract.body import JobBody, Messages
 from worker.contract.choices import ChoicesBody, JobView
 from worker.contract.events import Event
+from worker.contract.job import Said
 
 
 class ChatBody(ChoicesBody):
@@ -118,28 +119,26 @@ def _choice(number: int, job: JobView) -> dict[str, Any]:
     return {
         "index": number,
         "message": message,
-        "logprobs": _logprobs(output),
+        "logprobs": _logprobs((output.get("logprobs") or {}).get("content")),
         "finish_reason": choices.finish_reason(job),
     }
 
 
-def _logprobs(holder: Mapping[str, Any]) -> dict[str, Any] | None:
-    logprobs = holder.get("logprobs")
-    if not logprobs:
-        return None
-    content = logprobs if isinstance(logprobs, list) else logprobs["content"]
-    return {"content": content, "refusal": None}
+def _logprobs(content: Sequence[Any] | None) -> dict[str, Any] | None:
+    return {"content": list(content), "refusal": None} if content else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunks:
     """The `chat.completion.chunk`s of one call, made from its jobs' events.
 
     Every delta has a content, if only "": clients print `choices[0].delta.content` unlooked.
+    `calls` counts the tools that each choice has called so far.
     """
 
     first_job: JobView
     includes_usage: bool = False
+    calls: Counter[int] = field(default_factory=Counter)
 
     def begin(self, number: int) -> dict[str, Any]:
         """Return a choice's first chunk: who speaks."""
@@ -147,22 +146,23 @@ class Chunks:
 
     def delta(self, number: int, event: Event) -> dict[str, Any] | None:
         """Return the chunk of a delta event, None where it has nothing to show yet."""
-        piece = json.loads(event.data)
-        logprobs = _logprobs(piece)
-        if not piece["text"] and logprobs is None:
+        said = event.said
+        if said == Said():
             return None
-        return self._chunk(number, {"content": piece["text"]}, logprobs)
+        delta: dict[str, Any] = {"content": said.text}
+        if said.reasoning:
+            delta["reasoning_content"] = said.reasoning
+        if said.tool_calls:
+            delta["tool_calls"] = [self._numbered(number, call) for call in said.tool_calls]
+        return self._chunk(number, delta, _logprobs(said.logprobs))
 
-    def end(self, number: int, job: JobView) -> list[dict[str, Any]]:
-        """Return a choice's last chunks: the tools it calls, and why it ended."""
-        output, chunks = job["output"], []
-        if calls := output.get("tool_calls"):
-            listed = [{"index": place, **call} for place, call in enumerate(calls)]
-            chunks.append(self._chunk(number, {"content": "", "tool_calls": listed}))
-        last = {"content": ""}
-        if reasoning := output.get("reasoning"):
-            last["reasoning_content"] = reasoning
-        return [*chunks, self._chunk(number, last, reason=choices.finish_reason(job))]
+    def _numbered(self, number: int, call: dict[str, Any]) -> dict[str, Any]:
+        self.calls[number] += 1
+        return {"index": self.calls[number] - 1, **call}
+
+    def end(self, number: int, job: JobView) -> dict[str, Any]:
+        """Return a choice's last chunk: why it ended."""
+        return self._chunk(number, {"content": ""}, reason=choices.finish_reason(job))
 
     def usage(self, jobs: list[JobView]) -> dict[str, Any]:
         """Return the chunk without choices that counts the tokens of all jobs."""

@@ -1,8 +1,7 @@
 """`/v1/completions`: prompts without roles. Each is one user turn, in the model's chat template."""
 
-import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Annotated, Any, ClassVar
@@ -61,10 +60,7 @@ def _turn(text: str) -> ChatMessage:
 
 def completion(*jobs: JobView, n: int = 1) -> dict[str, Any]:
     """Return the `text_completion` that ended jobs are: n in a row for each prompt."""
-    listed = [
-        _choice(number, job["output"]["text"], _logprobs(job["output"]), choices.finish_reason(job))
-        for number, job in enumerate(jobs)
-    ]
+    listed = [_whole(number, job) for number, job in enumerate(jobs)]
     return _envelope(jobs[0], listed) | {"usage": choices.usage(jobs, n)}
 
 
@@ -79,18 +75,22 @@ def _envelope(first: JobView, listed: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _whole(number: int, job: JobView) -> dict[str, Any]:
+    output = job["output"]
+    logprobs = _logprobs((output.get("logprobs") or {}).get("content", ()))
+    return _choice(number, output["text"], logprobs, choices.finish_reason(job))
+
+
 def _choice(
     number: int, text: str, logprobs: dict[str, Any] | None, reason: str | None
 ) -> dict[str, Any]:
     return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _logprobs(holder: Mapping[str, Any], offset: int = 0) -> dict[str, Any] | None:
+def _logprobs(tokens: Sequence[dict[str, Any]], offset: int = 0) -> dict[str, Any] | None:
     """Return logprobs in this call's older form: lists side by side, and where tokens begin."""
-    found = holder.get("logprobs")
-    if not found:
+    if not tokens:
         return None
-    tokens = found if isinstance(found, list) else found["content"]
     texts = [token["token"] for token in tokens]
     return {
         "tokens": texts,
@@ -120,16 +120,16 @@ class Chunks:
 
     def delta(self, number: int, event: Event) -> dict[str, Any] | None:
         """Return the chunk of a delta event, None where it has nothing to show yet."""
-        piece = json.loads(event.data)
-        logprobs = _logprobs(piece, self.offsets[number])
-        self.offsets[number] += len(piece["text"])
-        if not piece["text"] and logprobs is None:
+        said = event.said
+        if not said.text and not said.logprobs:
             return None
-        return self._chunk(_choice(number, piece["text"], logprobs, None))
+        logprobs = _logprobs(said.logprobs, self.offsets[number])
+        self.offsets[number] += len(said.text)
+        return self._chunk(_choice(number, said.text, logprobs, None))
 
-    def end(self, number: int, job: JobView) -> list[dict[str, Any]]:
+    def end(self, number: int, job: JobView) -> dict[str, Any]:
         """Return a choice's last chunk: why it ended."""
-        return [self._chunk(_choice(number, "", None, choices.finish_reason(job)))]
+        return self._chunk(_choice(number, "", None, choices.finish_reason(job)))
 
     def usage(self, jobs: list[JobView]) -> dict[str, Any]:
         """Return the chunk without choices that counts the tokens of all jobs."""
