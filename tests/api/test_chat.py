@@ -12,6 +12,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.completion import Completion
+from pydantic import BaseModel
 
 from tests.support.media_files import picture
 from tests.support.openai_types import check
@@ -173,6 +174,90 @@ def data_url() -> str:
     return f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
 
 
+# --- tools, schemas, logprobs -----------------------------------------------------------------------
+
+ADD: Any = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}},
+}
+
+
+async def test_a_tool_is_called_and_its_answer_taken_back(client: AsyncOpenAI):
+    asked = user('[[tool=add {"a": 1}]]')
+    raw = await client.chat.completions.with_raw_response.create(
+        model="echo", messages=asked, tools=[ADD]
+    )
+
+    check(json.loads(raw.content), ChatCompletion)
+    (choice,) = raw.parse().choices
+    (call,) = choice.message.tool_calls or ()
+    assert choice.finish_reason == "tool_calls"
+    assert (call.function.name, json.loads(call.function.arguments)) == ("add", {"a": 1})
+
+    result = {"role": "tool", "tool_call_id": call.id, "content": "2"}
+    second = await client.chat.completions.create(
+        model="echo", messages=[*asked, choice.message, result, *user("两只")], tools=[ADD]
+    )
+    assert second.choices[0].message.content == "两只"
+
+
+async def test_a_called_tool_is_streamed_without_a_null_content(http: httpx.AsyncClient):
+    chunks = await chunks_of(
+        http, "/v1/chat/completions", model="echo", tools=[ADD],
+        messages=user('[[think=hm]]one [[tool=add {"a": 1}]]'),
+    )  # fmt: skip
+
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    for chunk in chunks:
+        check(chunk, ChatCompletionChunk)
+    assert all(isinstance(delta["content"], str) for delta in deltas)
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "hm"
+    (calls,) = [delta["tool_calls"] for delta in deltas if "tool_calls" in delta]
+    assert [(call["index"], call["function"]["name"]) for call in calls] == [(0, "add")]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+class Herd(BaseModel):
+    """What is counted."""
+
+    animal: str
+    count: int
+
+
+async def test_the_clients_own_helpers_parse_and_stream(client: AsyncOpenAI):
+    wanted = user('{"animal": "sheep", "count": 4}')
+    parsed = await client.chat.completions.parse(
+        model="echo", messages=wanted, response_format=Herd
+    )
+    async with client.chat.completions.stream(
+        model="echo", messages=wanted, response_format=Herd
+    ) as stream:
+        final = await stream.get_final_completion()
+
+    assert parsed.choices[0].message.parsed == Herd(animal="sheep", count=4)
+    assert final.choices[0].message.parsed == Herd(animal="sheep", count=4)
+
+
+async def test_logprobs_are_the_same_whole_and_in_pieces(http: httpx.AsyncClient):
+    body: dict[str, Any] = {"model": "echo", "messages": user("一 二 三"), "max_tokens": 8}
+    body |= {"logprobs": True, "top_logprobs": 2}
+    whole = (await http.post("/v1/chat/completions", json=body)).json()
+    chunks = await chunks_of(http, "/v1/chat/completions", **body)
+    older = await http.post(
+        "/v1/completions", json={"prompt": "一 二 三", "max_tokens": 8, "logprobs": 2}
+    )
+
+    check(whole, ChatCompletion)
+    check(older.json(), Completion)
+    told = whole["choices"][0]["logprobs"]["content"]
+    pieces = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert len(told) == whole["usage"]["completion_tokens"]
+    assert [token for piece in pieces if piece for token in piece["content"]] == told
+    lists = older.json()["choices"][0]["logprobs"]
+    assert lists["tokens"] == [token["token"] for token in told]
+    assert lists["text_offset"][0] == 0
+
+
 # --- errors ---------------------------------------------------------------------------------------
 
 
@@ -183,7 +268,7 @@ def data_url() -> str:
         ({"nonsense": 1}, "invalid_request", "nonsense"),
         ({"n": 1000}, "invalid_request", "n"),
         ({"messages": []}, "invalid_request", "messages"),
-        ({"response_format": {"type": "json_object"}}, "option_unsupported", "response_format"),
+        ({"tool_choice": "required"}, "invalid_request", "tool_choice"),
         ({"stream_options": {"include_usage": True}}, "invalid_request", None),
     ],
 )

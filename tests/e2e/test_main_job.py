@@ -1,20 +1,17 @@
 """The main job, end to end: `forebay up` with the demo model, over HTTP, on real pictures."""
 
-import base64
 import concurrent.futures
-import io
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import pytest
 
+from tests.support.meadows import film, png
 from tests.support.up import FOREBAY, Up, up
 from worker.demo import MODEL_DIR, SHEEP_PICTURE
-from worker.demo.pictures import cat_scene, sheep_scene, walking_sheep
-from worker.demo.scenes import draw
+from worker.demo.pictures import cat_scene, sheep_scene
 
 pytestmark = pytest.mark.timeout(240)
 WAIT = {"Prefer": "wait=60"}
@@ -25,28 +22,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     assert MODEL_DIR.is_dir(), "the demo model is part of the repository"
     with up(tmp_path_factory.mktemp("main") / "data", flower=True) as running:
         yield running
-
-
-def png(scene: object) -> str:
-    out = io.BytesIO()
-    draw(scene).save(out, "PNG")
-    return data_url(out.getvalue(), "image/png")
-
-
-def data_url(data: bytes, mime: str) -> str:
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
-
-
-def film() -> str:
-    """A second and a half of a sheep that walks to the right, as MP4."""
-    out = io.BytesIO()
-    with av.open(out, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=16)
-        stream.width, stream.height, stream.pix_fmt = 336, 224, "yuv420p"
-        for scene in walking_sheep(24):
-            container.mux(stream.encode(av.VideoFrame.from_image(draw(scene))))
-        container.mux(stream.encode(None))
-    return data_url(out.getvalue(), "video/mp4")
 
 
 def ask(server: Up, **body: object) -> dict[str, object]:

@@ -106,6 +106,22 @@ def service(
             child.stop(LIMIT_S)
 
 
+@contextmanager
+def second_api(first: Service, folder: Path) -> Iterator[str]:
+    """Run one more API process on a service's stores; yield its address."""
+    port = choose_port()
+    api = commands.forebay("api", "--port", str(port))
+    command = Command("api", api, commands.importable(first.environ), log=folder / "api.log")
+    child = Child(replace(command, cwd=folder))
+    running = Service(f"http://127.0.0.1:{port}", first.environ, {"api": child})
+    try:
+        _wait_ready(running, "live")
+        yield running.url
+    finally:
+        child.send(signal.SIGTERM)
+        child.stop(LIMIT_S)
+
+
 def _wait_ready(running: Service, word: str) -> None:
     def is_ready() -> bool:
         ended = [name for name, child in running.children.items() if not child.is_alive]
