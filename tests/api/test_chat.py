@@ -174,7 +174,7 @@ def data_url() -> str:
     return f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
 
 
-# --- tools, schemas, logprobs -----------------------------------------------------------------------
+# --- tools, schemas, logprobs ---------------------------------------------------------------------
 
 ADD: Any = {
     "type": "function",
