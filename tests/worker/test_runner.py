@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeSettings
-from tests.support.factories import PICTURE, claim, submit
+from tests.support.factories import PICTURE, claim, question, submit
 from worker.batcher import Batcher
 from worker.chat import ChatAttempt, estimate_tokens
 from worker.contract.door import RedisDoor
 from worker.contract.errors import EngineDied, MediaUnreadable, StoreUnavailable
-from worker.contract.job import Hold, Lane, PreparedMedia, Priority, Stage
+from worker.contract.job import Hold, JobSpec, Lane, PreparedMedia, Priority, Stage
 from worker.contract.keys import queue_of
 from worker.contract.live import Orders
 from worker.contract.reader import JobReader
@@ -214,6 +214,27 @@ async def test_a_drain_gives_the_job_back_and_the_next_attempt_goes_on(house: Ho
     assert (second, job["attempt"]) == (Verdict.COMPLETED, 2)
     assert job["output"]["text"] == " ".join(f"tok{n}" for n in range(1, 61))
     assert "".join(event.text for event in events) == job["output"]["text"]
+
+
+async def test_reasoning_calls_and_logprobs_go_on_over_attempts(house: House):
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    asked = {"tools": tools, "logprobs": True, "top_logprobs": 1}
+    text = "[[think=hm]]one[[tool=add {}]][[tool=add {}]]"
+    alone = await house.store.submit(question(text, options=asked), JobSpec())
+    cut = await house.store.submit(question(text, options=asked), JobSpec())
+    await house.run(alone.job_id)
+    house.engine.died = 2
+
+    verdicts = [await house.run(cut.job_id) for _ in range(3)]
+
+    whole = (await house.job(alone.job_id))["output"]
+    output, events = (await house.job(cut.job_id))["output"], await house.door.events(cut.job_id)
+    assert verdicts == [Verdict.GIVEN_BACK, Verdict.GIVEN_BACK, Verdict.COMPLETED]
+    assert output["reasoning"] == whole["reasoning"] == "hm"
+    assert output["text"] == whole["text"] == "one"
+    assert output["logprobs"] == whole["logprobs"]
+    assert output["tool_calls"] == [call for event in events for call in event.said.tool_calls]
+    assert len({call["id"] for call in output["tool_calls"] + whole["tool_calls"]}) == 4
 
 
 async def test_terminating_the_task_from_outside_can_mean_cancel(house: House):

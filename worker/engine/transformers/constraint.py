@@ -11,9 +11,10 @@ import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from transformers import LogitsProcessor
 
-from worker.contract.errors import EngineFailed, InvalidRequest
+from worker.contract.errors import InvalidRequest
 
-_LIMITS = LLParserLimits(verbose_errors=False)  # its own numbers; short sentences
+_LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+"""Its own numbers, but for memory: a state takes 1 to 2 kB, and they would be 250 000."""
 _MAX_REASON = 300
 
 
@@ -49,10 +50,10 @@ class Constraint(LogitsProcessor):
 
     def __init__(self, alphabet: Alphabet, grammar: str, param: str) -> None:
         self._alphabet = alphabet
+        self._param = param
         self._matcher = LLMatcher(alphabet.tokens, grammar, log_level=0, limits=_LIMITS)
         if self._matcher.is_error():
-            reason = self._matcher.get_error()[:_MAX_REASON]
-            raise InvalidRequest(f"no answer can be made to fit: {reason}", param=param)
+            raise self._refusal("no answer can be made to fit")
 
     @property
     def is_over(self) -> bool:
@@ -60,21 +61,25 @@ class Constraint(LogitsProcessor):
         return bool(self._matcher.is_stopped())
 
     def take(self, token_id: int) -> None:
-        """Go on by one token. Raises EngineFailed where the grammar does not allow it."""
+        """Go on by one token. Raises InvalidRequest where that is over the limits."""
         if not self._matcher.consume_token(token_id):
-            raise EngineFailed(f"the answer left its grammar: {self._reason()}")
+            raise self._refusal("too complex for an answer")
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return the scores, float32 (1, vocabulary), of what is allowed; -inf for the rest."""
+        """Return the scores, float32 (1, vocabulary), of what is allowed; -inf for the rest.
+
+        Raises InvalidRequest where the next step is over the limits.
+        """
         del input_ids
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise EngineFailed(f"the grammar is too complex: {self._reason()}")
+            raise self._refusal("too complex for an answer")
         allowed = np.zeros(scores.shape[-1], dtype=bool)
         bits = np.unpackbits(packed, bitorder="little")[: min(self._alphabet.size, allowed.size)]
         allowed[: bits.size] = bits
         allowed[list(self._alphabet.eos_ids)] = self._matcher.is_accepting()
         return scores.masked_fill(~torch.from_numpy(allowed), float("-inf"))
 
-    def _reason(self) -> str:
-        return str(self._matcher.get_error())[:_MAX_REASON]
+    def _refusal(self, sentence: str) -> InvalidRequest:
+        reason = str(self._matcher.get_error()).split("\n")[0][:_MAX_REASON]
+        return InvalidRequest(f"{sentence}: {reason}", param=self._param)
