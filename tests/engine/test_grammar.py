@@ -18,9 +18,9 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.support.tiny_model import write_tiny_model
+from worker.engine.template import knows_reasoning, knows_tools
 from worker.engine.transformers.constraint import Alphabet, Constraint
 from worker.engine.transformers.grammar import grammar_of
-from worker.engine.template import knows_reasoning, knows_tools
 
 NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 ADD = {"name": "add", "parameters": NUMBER | {"additionalProperties": False}}
@@ -264,4 +264,23 @@ async def test_the_demo_model_knows_no_tools_and_answers_by_a_schema():
 
     assert "tools" not in card.options
     assert json.loads(answer.text)["n"] in {"四只", "两只"}
+    await engine.close()
+
+
+async def test_logprobs_are_the_models_own_whatever_the_sampling_and_the_grammar(tiny_model: Path):
+    engine = load_engine(EngineSpec(str(tiny_model), "transformers"))
+    await engine.start()
+    asked = {"max_tokens": 1, "top_logprobs": 5, "seed": 3, "ignore_eos": True}
+
+    plain = await answer_of(engine, ask("羊", temperature=0.0, **asked))
+    wild = await answer_of(engine, ask("羊", temperature=2.0, repetition_penalty=5.0, **asked))
+    bound = await answer_of(engine, ask("羊", json_schema=NUMBER, **asked))
+
+    tops = [
+        [(other.data, round(other.logprob, 3)) for other in answer.logprobs[0].top]
+        for answer in (plain, wild, bound)
+    ]
+    assert tops[0] == tops[1] == tops[2]
+    assert bound.logprobs[0].data == b"{"
+    assert bound.logprobs[0].logprob < plain.logprobs[0].logprob
     await engine.close()
