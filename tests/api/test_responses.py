@@ -378,10 +378,6 @@ REFUSED = {
             {"type": "input_file", "file_data": "data:application/pdf;base64,YQ=="}]}]},
         (415, "media_unsupported", "input[0].content[0]"),
     ),
-    "JSON from an engine that cannot": (
-        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}}}},
-        (400, "option_unsupported", "text.format"),
-    ),
     "a schema without a name": (
         {"text": {"format": {"type": "json_schema", "schema": {}}}},
         (400, "invalid_request", "text.format.name"),

@@ -149,6 +149,17 @@ def test_input_items_say_what_went_in_and_where_it_was():
     ]  # fmt: skip
 
 
+def test_earlier_items_keep_their_names_and_own_ones_are_counted_from_0():
+    asked = spec(input=[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
+    asked.envelope["items"].insert(0, {"id": "msg_earlier", "role": "user"})
+    turns = tuple(Message("user", (text,)) for text in ("q", "a", "b"))
+
+    items = view.input_items(JOB_ID, ChatRequest("echo", turns), asked)
+
+    own = "msg_" + "0a" * 16
+    assert [item["id"] for item in items] == ["msg_earlier", f"{own}_0", f"{own}_1"]
+
+
 ITEMS = [
     {"id": f"msg_{n}", "type": "message", "role": "user", "status": "completed", "content": []}
     for n in range(5)
