@@ -73,6 +73,15 @@ class _Reading(Collector):
             held.add_metric([role], number)
         dead = GaugeMetricFamily("forebay_jobs_dead", "Jobs in the dead list", value=now.dead)
         yield from (depth, workers, held, dead)
+        yield GaugeMetricFamily("forebay_webhooks_owed", "Events to be delivered", value=now.owed)
+        yield GaugeMetricFamily(
+            "forebay_webhooks_owed_seconds", "Age of the oldest of them", value=now.owed_s
+        )
+        yield GaugeMetricFamily(
+            "forebay_webhook_endpoints_disabled",
+            "Receivers that get nothing any more",
+            value=now.endpoints_disabled,
+        )
 
     def _counters(self) -> Iterator[Metric]:
         now = self._totals
@@ -90,7 +99,12 @@ class _Reading(Collector):
         swept = CounterMetricFamily("forebay_swept", "What sweeps did", labels=["what"])
         for what, number in now.swept.items():
             swept.add_metric([what], number)
-        yield from (finished, takeovers, sweeps, swept)
+        callbacks = CounterMetricFamily(
+            "forebay_webhooks", "Tries to deliver an event, by result", labels=["result"]
+        )
+        for result, number in now.callbacks.items():
+            callbacks.add_metric([result], number)
+        yield from (finished, takeovers, sweeps, swept, callbacks)
 
 
 def _cumulated(histogram: Histogram) -> list[tuple[str, int]]:

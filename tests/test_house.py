@@ -40,7 +40,7 @@ DOORS = {
     "python_multipart": {"api.multipart"},
     "uvicorn": {"worker.cli"},
     "prometheus_client": {"api.metrics"},
-    "click": {"worker.cli"},
+    "click": {"worker.cli", "worker.cli_webhooks"},
     "rich": {"worker.client", "worker.progress"},
 }
 """Library → the only modules that may import it."""

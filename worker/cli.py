@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from worker.cli_webhooks import webhooks as webhooks_group
+
 if TYPE_CHECKING:
     from worker.commands import ChatOptions
     from worker.contract.settings import Settings
@@ -288,6 +290,9 @@ def retry_job(url: str | None, job_id: str | None, dead: bool) -> int:
     if dead == (job_id is not None):
         raise click.UsageError("give a JOB_ID or --dead")
     return client.retry_dead(url) if job_id is None else client.retry_job(url, job_id)
+
+
+cli.add_command(webhooks_group)
 
 
 @cli.group(epilog="Example: forebay worker media")

@@ -45,7 +45,7 @@ def infer(  # noqa: PLR0917 - as the command's options stand
 
     Uses the server at `url` (None: FOREBAY_URL) if one answers there, else starts what it needs.
     """
-    with _reporting(), _server(url, up_options) as client:
+    with reporting(), _server(url, up_options) as client:
         conversation = Conversation(
             client, model, attachments.read(client, images), attachments.read(client, videos)
         )
@@ -60,7 +60,7 @@ def list_jobs(
 ) -> int:
     """Print jobs, newest first, as a table; `dead`: only those that took their workers down."""
     filters = {"status": status, "model": model, "dead": "true" if dead else None}
-    with _reporting(), _client(url) as client:
+    with reporting(), connect(url) as client:
         table = Table(box=None, pad_edge=False)
         table.add_column("id", min_width=_ID_WIDTH)  # ids are to be copied: never cut
         for name in ("status", "error", "tokens", "created", "model"):
@@ -81,15 +81,15 @@ def _row(job: dict[str, Any]) -> tuple[str, ...]:
 
 def show_job(url: str | None, job_id: str) -> int:
     """Print one job as JSON."""
-    with _reporting(), _client(url) as client:
-        return _print_job(_checked(client.get(f"/v1/jobs/{job_id}")))
+    with reporting(), connect(url) as client:
+        return print_json(checked(client.get(f"/v1/jobs/{job_id}")))
     return 1
 
 
 def watch_job(url: str | None, job_id: str) -> int:
     """Print a job's answer as it comes; 0 if it completed."""
-    with _reporting(), _client(url) as client:
-        _checked(client.get(f"/v1/jobs/{job_id}"))
+    with reporting(), connect(url) as client:
+        checked(client.get(f"/v1/jobs/{job_id}"))
         return _print_answer(_follow(client, job_id))
     return 1
 
@@ -106,11 +106,11 @@ def retry_job(url: str | None, job_id: str) -> int:
 
 def retry_dead(url: str | None) -> int:
     """Queue every job again that took its workers down, and print their ids."""
-    with _reporting(), _client(url) as client:
+    with reporting(), connect(url) as client:
         # All of them first: one that dies again while this runs is not replayed twice.
         ids = [job["id"] for job in _pages(client, {"dead": "true"}, sys.maxsize)]
         for job_id in ids:
-            _checked(client.post(f"/v1/jobs/{job_id}/retry"))
+            checked(client.post(f"/v1/jobs/{job_id}/retry"))
             print(job_id)  # noqa: T201 - what was asked for
         return 0
     return 1
@@ -132,7 +132,7 @@ class Conversation:
         body |= {"images": self.images, "videos": self.videos}
         if self.model is not None:
             body["model"] = self.model
-        job = _checked(self.client.post("/v1/jobs", json=body))
+        job = checked(self.client.post("/v1/jobs", json=body))
         try:
             return _print_answer(self._remember(_follow(self.client, job["id"])))
         except KeyboardInterrupt:
@@ -171,14 +171,14 @@ def _server(url: str | None, up_options: UpOptions) -> Iterator[httpx.Client]:
     config = up_options.settings
     wanted = url or config.url
     if _answers(wanted):
-        with _client(wanted) as client:
+        with connect(wanted) as client:
             yield client
     elif url is not None:
         raise ClientError(f"nothing answers at {url}: start it with `forebay up`")
     else:
         with told() as tell, running(up_options, tell) as started:
             tell("")
-            with _client(started) as client:
+            with connect(started) as client:
                 yield client
 
 
@@ -189,7 +189,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _client(url: str | None) -> httpx.Client:
+def connect(url: str | None) -> httpx.Client:
+    """Return a client of the server at `url` (None: FOREBAY_URL), with a key where one is set."""
     config = settings.load()
     key = min(config.keys, default=None)  # any of them will do
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -197,35 +198,37 @@ def _client(url: str | None) -> httpx.Client:
 
 
 @contextlib.contextmanager
-def _reporting() -> Iterator[None]:
+def reporting() -> Iterator[None]:
     """Turn what goes wrong on the way into one line on standard error."""
     try:
         yield
     except (ClientError, attachments.AttachmentError) as error:
-        _complain(str(error))
+        complain(str(error))
     except httpx.ConnectError as error:
         where = error.request.url.copy_with(path="/")
-        _complain(f"nothing answers at {where}: start it with `forebay up`, or set FOREBAY_URL")
+        complain(f"nothing answers at {where}: start it with `forebay up`, or set FOREBAY_URL")
     except httpx.HTTPError as error:
-        _complain(f"the server broke off: {error}")
+        complain(f"the server broke off: {error}")
 
 
-def _complain(sentence: str) -> None:
+def complain(sentence: str) -> None:
+    """Say what went wrong, as every command does."""
     print(f"error: {sentence}", file=sys.stderr)  # noqa: T201 - a terminal program
 
 
 def _post(url: str | None, path: str) -> int:
-    with _reporting(), _client(url) as client:
-        return _print_job(_checked(client.post(path)))
+    with reporting(), connect(url) as client:
+        return print_json(checked(client.post(path)))
     return 1
 
 
-def _print_job(job: dict[str, Any]) -> int:
-    print(json.dumps(job, ensure_ascii=False, indent=2))  # noqa: T201 - what was asked for
+def print_json(thing: dict[str, Any]) -> int:
+    """Print what was asked for; return the exit status."""
+    print(json.dumps(thing, ensure_ascii=False, indent=2))  # noqa: T201 - what was asked for
     return 0
 
 
-def _checked(response: httpx.Response) -> dict[str, Any]:
+def checked(response: httpx.Response) -> dict[str, Any]:
     """Return a response's JSON; raise ClientError with the server's sentence."""
     try:
         body: dict[str, Any] = response.json()
@@ -242,7 +245,7 @@ def _pages(
     params: dict[str, Any] = {name: value for name, value in filters.items() if value}
     left = limit
     while left > 0:
-        page = _checked(client.get("/v1/jobs", params=params | {"limit": min(left, 100)}))
+        page = checked(client.get("/v1/jobs", params=params | {"limit": min(left, 100)}))
         yield from page["data"]
         left -= len(page["data"])
         if page["next"] is None:
@@ -275,7 +278,7 @@ def _events(
     ) as response:
         if response.is_error:
             response.read()
-            _checked(response)
+            checked(response)
         fields: dict[str, str] = {}
         for line in response.iter_lines():
             if line:
@@ -296,5 +299,5 @@ def _print_answer(events: Iterator[tuple[str, dict[str, Any]]]) -> int:
             return 0
         elif kind in _TERMINAL:
             error = data["error"] or {"code": kind, "message": f"the job was {kind}"}
-            _complain(f"{error['message']} ({error['code']})")
+            complain(f"{error['message']} ({error['code']})")
     return 1

@@ -149,6 +149,17 @@ async def test_an_endpoint_is_told_of_every_job_and_keeps_a_log(
         Webhook(endpoint["signing_secret"]).verify(got.body, got.headers)
 
 
+async def test_callbacks_show_in_the_metrics(http: httpx.AsyncClient, web: Receiver):
+    await job(http, webhook_url=web.url)
+    await web.until(1)
+
+    text = (await http.get("/metrics")).text
+
+    for name in ("webhooks_owed ", "webhooks_owed_seconds ", "webhook_endpoints_disabled "):
+        assert f"forebay_{name}" in text
+    assert "# TYPE forebay_webhooks_total counter" in text
+
+
 async def test_a_delivery_can_be_asked_for_again(http: httpx.AsyncClient, web: Receiver):
     await job(http, webhook_url=web.url)
     await web.until(1)

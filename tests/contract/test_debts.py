@@ -15,6 +15,7 @@ from worker.contract.door import RedisDoor
 from worker.contract.endpoints import Endpoints
 from worker.contract.errors import WebhookConflict, WebhookNotFound
 from worker.contract.job import Door, JobStatus, Outcome
+from worker.contract.metrics import read_totals
 from worker.contract.payloads import payloads
 from worker.contract.reader import JobReader
 from worker.contract.store import JobStore
@@ -330,6 +331,26 @@ async def test_a_lane_is_left_only_when_nothing_is_due(
 
     assert (while_due, left) == (False, True)
     assert await door.redis.exists(door.key("hook_watch", LANE)) == 0
+
+
+async def test_what_is_owed_and_what_became_of_it_is_counted(
+    store: JobStore, debts: Debts, endpoints: Endpoints, door: RedisDoor
+):
+    endpoint = await endpoints.add(URL, "", ())
+    for _ in range(3):
+        await _finished(store, {})
+    first, second, _ = (await debts.claim(endpoint["id"], 9)).events
+    await debts.settle([tried(first), tried(second, "failed", 60)])
+    await door.redis.zincrby(door.key("hooks_owed"), -60_000, second.event_id)
+
+    before = await read_totals(door)
+    await debts.settle([tried(second, "gone")])
+    after = await read_totals(door)
+
+    assert (before.callbacks, before.owed) == ({"delivered": 1, "failed": 1}, 2)
+    assert before.owed_s >= 59
+    assert (before.endpoints_disabled, after.endpoints_disabled) == (0, 1)
+    assert after.callbacks == {"delivered": 1, "failed": 1, "given_up": 1}
 
 
 # --- by hand --------------------------------------------------------------------------------------

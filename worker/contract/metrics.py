@@ -40,6 +40,8 @@ class Totals:
     `finished` by (status, model), `swept` by what was done, `takeovers` (attempts lost with their
     worker) by lane, `histograms` by (name of `HISTOGRAMS`, model), `depths` by queue, `workers` by
     (role, state), `held` (jobs that workers hold) by role, `dead` jobs in the dead list.
+    `callbacks` are tries by result: delivered, failed (to be repeated), given_up, dropped; `owed`
+    events are still to be delivered, the oldest for `owed_s`; `endpoints_disabled` get none.
     """
 
     finished: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -53,6 +55,10 @@ class Totals:
     workers: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     held: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     dead: int = 0
+    callbacks: dict[str, int] = field(default_factory=dict)
+    owed: int = 0
+    owed_s: float = 0.0
+    endpoints_disabled: int = 0
 
 
 async def read_totals(door: RedisDoor) -> Totals:
@@ -65,7 +71,21 @@ async def read_totals(door: RedisDoor) -> Totals:
         totals.held[worker["role"]] += worker["in_flight"]
     totals.depths = await registry.depths()
     totals.dead = int(await door.command("ZCARD", door.key("dead")))
+    await _read_debts(door, totals)
     return totals
+
+
+async def _read_debts(door: RedisDoor, totals: Totals) -> None:
+    async with door.redis.pipeline(transaction=False) as pipe:
+        pipe.zcard(door.key("hooks_owed"))
+        pipe.zrange(door.key("hooks_owed"), 0, 0, withscores=True)
+        pipe.zcard(door.key("endpoints"))
+        pipe.hlen(door.key("hook_filters"))
+        pipe.time()
+        owed, oldest, there, enabled, (seconds, _) = await door.guard(pipe.execute())
+    totals.owed, totals.endpoints_disabled = owed, there - enabled
+    if oldest:
+        totals.owed_s = max(0.0, seconds - oldest[0][1] / 1000)
 
 
 def _sort_in(totals: Totals, field_name: str, number: int) -> None:
@@ -77,6 +97,8 @@ def _sort_in(totals: Totals, field_name: str, number: int) -> None:
             totals.swept[label] = number
         case "takeovers":
             totals.takeovers[label] = number
+        case "hooks":
+            totals.callbacks[label] = number
         case "sweeps":
             totals.sweeps = number
         case _ if name in HISTOGRAMS:
