@@ -43,6 +43,14 @@ async def http(running: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
+async def no_endpoints(http: httpx.AsyncClient) -> None:
+    """Forget the webhook endpoints that other tests have left."""
+    while found := (await http.get("/v1/webhook_endpoints")).json()["data"]:
+        for one in found:
+            await http.delete(f"/v1/webhook_endpoints/{one['id']}")
+
+
+@pytest.fixture
 async def objects(running: Service) -> AsyncIterator[ObjectStore]:
     names = ("S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     store = ObjectStore(Settings(_env_file=None, **{n: running.environ[n] for n in names}))

@@ -11,6 +11,8 @@ from tests.support.processes import Service
 from tests.support.receiver import Receiver, receiver
 from worker import client_webhooks as commands
 
+pytestmark = pytest.mark.usefixtures("no_endpoints")
+
 
 @pytest.fixture
 async def web() -> AsyncIterator[Receiver]:

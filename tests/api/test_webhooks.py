@@ -13,6 +13,8 @@ from tests.support import receiver as answers
 from tests.support.processes import Service
 from tests.support.receiver import Receiver, receiver
 
+pytestmark = pytest.mark.usefixtures("no_endpoints")
+
 LIMIT_S = 20
 BAD_URL = "http://169.254.169.254/latest/meta-data"
 

@@ -87,9 +87,9 @@ async def _read(reader: asyncio.StreamReader) -> Got:
 
 
 @contextlib.asynccontextmanager
-async def receiver(port: int = 0) -> AsyncIterator[Receiver]:
+async def receiver(port: int = 0, made: Receiver | None = None) -> AsyncIterator[Receiver]:
     """Run one on a port of 127.0.0.1 until the block ends."""
-    made, tasks = Receiver(), set[asyncio.Task[None]]()
+    made, tasks = made or Receiver(), set[asyncio.Task[None]]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
