@@ -16,9 +16,8 @@ from tests.support.sse import Frame, frames, text_of
 from worker.children import Child
 
 pytestmark = pytest.mark.timeout(150)
-JOBS = 120
 TOKENS = 40
-EVERY_S = 0.05  # one job after the other, over both restarts
+EVERY_S = 0.1  # one job after the other, over both restarts
 TIMEOUT_S = 5.0
 QUERY = f"[[tokens={TOKENS} rate=20]]"
 ANSWER = " ".join(f"tok{n}" for n in range(1, TOKENS + 1))
@@ -53,10 +52,10 @@ def workers(running: Service, tmp_path: Path) -> Iterator[list[Child]]:
         yield made
 
 
-async def load(http: httpx.AsyncClient) -> list[str]:
-    """Hand the jobs in, evenly over a while."""
+async def load(http: httpx.AsyncClient, is_over: asyncio.Event) -> list[str]:
+    """Hand jobs in, evenly, until it is over."""
     ids = []
-    for _ in range(JOBS):
+    while not is_over.is_set():
         response = await http.post("/v1/jobs", json={"query": QUERY, "max_tokens": TOKENS})
         assert response.status_code == 202, response.text
         ids.append(response.json()["id"])
@@ -65,7 +64,10 @@ async def load(http: httpx.AsyncClient) -> list[str]:
 
 
 async def restart(workers: list[Child], place: int, running: Service, folder: Path) -> None:
-    """Stop one as an operator does, and put a new one in its place once it has ended."""
+    """Stop one at work as an operator does; put a new one in its place once it has ended."""
+    log = workers[place].command.log
+    assert log is not None
+    await until_async(lambda: "job.claimed" in log.read_text())
     workers[place].send(signal.SIGTERM)
     await until_async(lambda: not workers[place].is_alive)
     assert workers[place].wait(0) == 0
@@ -75,10 +77,12 @@ async def restart(workers: list[Child], place: int, running: Service, folder: Pa
 async def test_a_rolling_restart_under_load_loses_and_repeats_nothing(
     running: Service, http: httpx.AsyncClient, workers: list[Child], tmp_path: Path
 ):
-    coming = asyncio.create_task(load(http))
+    is_over = asyncio.Event()
+    coming = asyncio.create_task(load(http, is_over))
     for place in range(len(workers)):
         await until_ready(http)
         await restart(workers, place, running, tmp_path)
+    is_over.set()
     ids = await coming
 
     jobs = [(await http.get(f"/v1/jobs/{job_id}", params={"wait": 60})).json() for job_id in ids]
