@@ -63,11 +63,16 @@ async def load(http: httpx.AsyncClient, is_over: asyncio.Event) -> list[str]:
     return ids
 
 
+def said_by(worker: Child) -> str:
+    """Return what a worker has written so far."""
+    log = worker.command.log
+    assert log is not None
+    return log.read_text()
+
+
 async def restart(workers: list[Child], place: int, running: Service, folder: Path) -> None:
     """Stop one at work as an operator does; put a new one in its place once it has ended."""
-    log = workers[place].command.log
-    assert log is not None
-    await until_async(lambda: "job.claimed" in log.read_text())
+    await until_async(lambda: "job.claimed" in said_by(workers[place]))
     workers[place].send(signal.SIGTERM)
     await until_async(lambda: not workers[place].is_alive)
     assert workers[place].wait(0) == 0
@@ -100,14 +105,14 @@ async def test_a_rolling_restart_under_load_loses_and_repeats_nothing(
 
 
 async def test_a_job_that_changes_hands_does_not_get_its_whole_time_anew(
-    running: Service, http: httpx.AsyncClient, workers: list[Child], tmp_path: Path
+    http: httpx.AsyncClient, workers: list[Child]
 ):
+    await until_ready(http)
     body = {"query": "[[tokens=100000 rate=20]]", "max_tokens": 100_000, "timeout_s": TIMEOUT_S}
     job = (await http.post("/v1/jobs", json=body)).json()
     await until_tokens(http, job["id"])
-    for worker in workers:
-        worker.send(signal.SIGQUIT)  # gives back at once
-    workers.append(start_chat(running, tmp_path))
+    [holder] = [worker for worker in workers if job["id"] in said_by(worker)]
+    holder.send(signal.SIGQUIT)  # gives back at once
 
     job = await ended(http, job)
 
