@@ -129,6 +129,10 @@ class AsyncPool(BasePool):  # type: ignore[misc]  # celery ships no types
         self._hub = hub
         hub.add_reader(self._outbox, self._outbox.deliver)
 
+    def on_hub(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function on the hub, where Celery may be called, soon. From any thread."""
+        self._outbox.post(function, *args)
+
     def on_apply(  # noqa: PLR0917 - Celery's signature
         self,
         target: Callable[..., Report],

@@ -4,11 +4,13 @@ Celery publishes buffered events at the next turn of its loop, so under load nea
 costs a round trip: a third of the worker's hub thread. Flower does not mind 50 ms.
 """
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
 from typing import Any
 
+from celery.worker import state
 from celery.worker.consumer import Consumer
 
 EVENTS_EVERY_S = 0.05
@@ -19,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 class BatchingConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
     """Flushes task events at most every EVENTS_EVERY_S, and outlives every loss of the broker.
+
+    It can be told to leave tickets to others, which Celery knows only for whole queues.
 
     Named by the setting `worker_consumer`.
     """
@@ -35,6 +39,16 @@ class BatchingConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         self._is_flush_due = False
         if self.event_dispatcher:
             self.event_dispatcher.flush()
+
+    def take(self, is_taking: bool) -> None:
+        """Take tickets, or leave them to other workers for now. On the hub alone.
+
+        A broker connection made anew takes them again.
+        """
+        if self.task_consumer is None or state.should_stop or state.should_terminate:
+            return
+        with contextlib.suppress(*self.connection_errors):
+            (self.task_consumer.consume if is_taking else self.task_consumer.cancel)()
 
     def ensure_connected(self, conn: Any) -> Any:
         """Return once the broker is there; look for it often enough to notice its return."""

@@ -167,7 +167,11 @@ class Base:
 
 
 class ChatRuntime(Base):
-    """One engine in a process of its own, and the jobs inside it."""
+    """One engine in a process of its own, and the jobs inside it.
+
+    `on_ready` is called with False when the engine is gone, and with True once it is back: until
+    then the tickets that come here are better off with other workers.
+    """
 
     def __init__(
         self,
@@ -183,6 +187,7 @@ class ChatRuntime(Base):
         self._served_name = served_name
         self._engine = EngineProcess(spec, log_level=settings.log_level)
         self._why_cancelled = why_cancelled
+        self.on_ready: Callable[[bool], None] = lambda _is_ready: None
         self._ready = asyncio.Event()
         self._deaths: deque[float] = deque()
         self._model: ModelCard | None = None
@@ -230,6 +235,7 @@ class ChatRuntime(Base):
         while True:
             how = await self._engine.wait_dead()
             self._ready.clear()
+            self.on_ready(False)
             lost = self._engine.lost_prompts
             event(_log, "engine.died", level=logging.ERROR, how=how, inside=lost)
             if self._is_too_often(lost):
@@ -240,6 +246,7 @@ class ChatRuntime(Base):
             except EngineFailed as error:
                 return await self._fail(error.message)
             self._ready.set()
+            self.on_ready(True)
             await self.say("ready")
 
     def _is_too_often(self, lost: int) -> bool:

@@ -161,7 +161,9 @@ def _serve(
 ) -> int:
     loops: list[asyncio.AbstractEventLoop] = []
 
-    async def boot(_: pool.AsyncPool) -> None:
+    async def boot(made: pool.AsyncPool) -> None:
+        if isinstance(runtime, ChatRuntime):
+            runtime.on_ready = lambda is_ready: made.on_hub(worker.consumer.take, is_ready)
         loops.append(asyncio.get_running_loop())
         try:
             await runtime.start()

@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 import redis.asyncio
-from celery import Celery
+from celery import Celery, signals
 from celery.exceptions import Ignore
 
 from worker.pool import AsyncPool, PoolOptions, configure
@@ -37,6 +37,7 @@ def make_app(url: str, prefix: str) -> Celery:
         task_ignore_result=True,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_hijack_root_logger=False,
+        worker_consumer=os.environ.get("POOL_APP_CONSUMER", "celery.worker.consumer:Consumer"),
         worker_pool=os.environ.get("POOL_APP_POOL", "worker.pool:AsyncPool"),
         worker_prefetch_multiplier=1,
     )
@@ -59,7 +60,13 @@ async def unbroken(call: Awaitable[Any]) -> None:
     await asyncio.shield(asyncio.ensure_future(call))
 
 
+pools: list[AsyncPool] = []
+consumers: list[Any] = []
+signals.worker_ready.connect(lambda sender, **_: consumers.append(sender), weak=False)
+
+
 async def boot(pool: AsyncPool) -> None:
+    pools.append(pool)
     await tell("booting")
     match os.environ.get("POOL_APP_BOOT"):
         case "hangs":
@@ -90,6 +97,16 @@ configure(
 @app.task(name="echo")
 async def echo(value: Any) -> Any:
     return value
+
+
+@app.task(name="leave_tickets")
+async def leave_tickets() -> None:
+    """Take no tickets until a push to `go:<id>`."""
+    request = current_request.get()
+    pools[0].on_hub(consumers[0].take, False)
+    await tell("leaving")
+    await client.blpop([f"{PREFIX}go:{request.id}"], timeout=WAIT_S)
+    pools[0].on_hub(consumers[0].take, True)
 
 
 @app.task(name="hold")

@@ -320,6 +320,23 @@ def test_running_tasks_outlive_a_lost_broker_connection(lab: Lab):
     lab.event("task-succeeded", lab.send("echo", 1))
 
 
+def test_a_worker_can_leave_tickets_to_others_and_take_them_again(lab: Lab):
+    ours = "worker.pool_consumer:BatchingConsumer"
+    booted(lab, consumer=ours)
+    leaving = lab.send("leave_tickets")
+    lab.told("leaving")
+    other = booted(lab)
+    by_others = [lab.event("task-succeeded", lab.send("echo", n)) for n in range(4)]
+    other.send_signal(signal.SIGTERM)
+    lab.exit_status(other)
+
+    waiting = lab.send("echo", "waiting")
+    lab.go(leaving)
+
+    assert {event["hostname"] for event in by_others} == {"w1@lab"}
+    assert lab.event("task-succeeded", waiting)["hostname"] == "w0@lab"
+
+
 def test_sigterm_lets_running_tasks_finish(lab: Lab):
     worker = booted(lab)
     held = lab.start_holding()
