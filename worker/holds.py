@@ -125,6 +125,6 @@ class Holds:
     def _interrupt(self, job_ids: list[str], why: Stop) -> None:
         for job_id in job_ids:
             held = self._held.get(job_id)
-            if held is not None:
+            if held is not None and not held.is_ending:  # its own end may look like a loss
                 event(_log, "job.interrupted", job_id=job_id, reason=str(why))
                 held.interrupt(why)
