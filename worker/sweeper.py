@@ -59,8 +59,9 @@ class Sweeper:
             try:
                 is_active = await self._notes.acquire("sweeper", self._owner, _LOCK_S)
                 now = time.monotonic()
-                if now - last > self._lease_s / 2:
-                    event(_log, "sweep.stalled", level=logging.WARNING, silent_s=round(now - last))
+                stalled_s = now - last - _PERIOD_S
+                if stalled_s > self._lease_s / 2:
+                    event(_log, "sweep.stalled", level=logging.WARNING, s=round(stalled_s, 1))
                     self._judges_from = now + self._lease_s
                 if is_active:
                     await self.sweep()

@@ -18,7 +18,8 @@ from worker.contract.store import JobStore, Swept
 from worker.sweeper import Sweeper
 
 QUEUE = keys.chat_queue(MODEL, Priority.NORMAL)
-LIMIT_S = 5
+LIMIT_S = 10
+STALL_LEASE_S = 1.0
 
 
 class Recorder:
@@ -136,43 +137,52 @@ async def test_the_other_takes_over_when_the_lock_is_free(
     assert second.sweeps
 
 
-async def test_after_a_stall_tickets_go_out_and_leases_wait_for_others_to_renew(
-    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-):
-    # A period longer than half a lease looks like a stall every time.
-    monkeypatch.setattr(module, "_PERIOD_S", 0.4)
-    door = RedisDoor(make_settings(FOREBAY_LEASE_S=0.6))
-    store, recorder = CountingStore(door), Recorder()
-    silent, waiting = await running(store), await submit(store)
-    await door.redis.zadd(door.key("outbox"), {waiting: 1})
+class StalledNotes(Notes):
+    """The real notes behind a Redis that stalls once, for longer than half a lease."""
 
-    async with running_sweepers(make(store, door, recorder)), asyncio.timeout(LIMIT_S):
-        while store.sweeps < 3:  # noqa: ASYNC110 - its own task
-            await asyncio.sleep(0.01)
+    ended_at = 0.0
 
-    assert (waiting, QUEUE) in recorder.sent
-    assert (silent.job_id, QUEUE) not in recorder.sent
-    assert await door.redis.zscore(door.key("leases"), silent.job_id) is not None
-    await door.close()
+    async def acquire(self, key: str, token: str, ttl_s: float) -> bool:
+        if not self.ended_at:
+            await asyncio.sleep(0.6 * STALL_LEASE_S)
+            self.ended_at = asyncio.get_running_loop().time()
+        return await super().acquire(key, token, ttl_s)
 
 
 @pytest.mark.usefixtures("quick")
-async def test_once_a_lease_has_passed_after_a_stall_silent_workers_are_judged_again(
-    make_settings: MakeSettings,
+async def test_after_a_stall_tickets_go_out_and_silent_workers_have_a_lease_to_renew(
+    store: JobStore, door: RedisDoor
 ):
-    door = RedisDoor(make_settings(FOREBAY_LEASE_S=0.6))
-    store, recorder = CountingStore(door), Recorder()
-    silent = await running(store)
-    sweeper = make(store, door, recorder, lease_s=0.6)
-    sweeper._judges_from = asyncio.get_running_loop().time() + 1.0
+    recorder, notes = Recorder(depth=1), StalledNotes(door)
+    silent, waiting = await running(store), await submit(store)
+    await door.redis.zadd(door.key("leases"), {silent.job_id: 1})
+    await door.redis.zadd(door.key("outbox"), {waiting: 1})
+    sweeper = make(store, door, recorder, lease_s=STALL_LEASE_S)
+    sweeper._notes = notes
 
     async with running_sweepers(sweeper), asyncio.timeout(LIMIT_S):
+        while (silent.job_id, QUEUE) not in recorder.sent:  # noqa: ASYNC110 - its own task
+            await asyncio.sleep(0.01)
+
+    assert asyncio.get_running_loop().time() - notes.ended_at >= STALL_LEASE_S
+    assert recorder.sent[0] == (waiting, QUEUE)
+
+
+async def test_a_lease_shorter_than_the_pause_between_sweeps_is_no_stall(
+    store: JobStore, door: RedisDoor, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "_PERIOD_S", 0.2)
+    recorder, silent = Recorder(depth=1), await running(store)
+    await door.redis.zadd(door.key("leases"), {silent.job_id: 1})
+
+    async with (
+        running_sweepers(make(store, door, recorder, lease_s=0.3)),
+        asyncio.timeout(LIMIT_S),
+    ):
         while not recorder.sent:  # noqa: ASYNC110 - its own task
             await asyncio.sleep(0.01)
 
     assert recorder.sent[0] == (silent.job_id, QUEUE)
-    assert asyncio.get_running_loop().time() >= sweeper._judges_from
-    await door.close()
 
 
 @pytest.mark.usefixtures("quick")
