@@ -12,7 +12,7 @@ from api.deps import Uses
 from api.files import as_page
 from api.schemas import ERRORS
 from worker.contract.batches import NewBatch
-from worker.contract.body import Text64, Text512
+from worker.contract.body import Metadata, WholeBody
 from worker.contract.errors import InvalidRequest
 from worker.contract.files import BATCH
 from worker.contract.lines import ENDPOINTS
@@ -33,15 +33,13 @@ class ResultLife(BaseModel):
     seconds: int = Field(ge=3600, le=30 * 86_400)
 
 
-class BatchBody(BaseModel):
+class BatchBody(WholeBody):
     """What to run: a file of lines that was uploaded with the purpose `batch`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     input_file_id: str = Field(max_length=64)
     endpoint: str = Field(max_length=64)
     completion_window: str = Field(max_length=16, description="such as 24h, 90m or 7d")
-    metadata: Annotated[dict[Text64, Text512], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
     output_expires_after: ResultLife | None = None
 
 

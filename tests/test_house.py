@@ -33,7 +33,11 @@ DOORS = {
     "tokenizers": {"worker.engine.transformers.*", "worker.demo.*"},
     "lmdeploy": {"worker.engine.lmdeploy*"},
     "aiohttp": {"worker.outbound"},
-    "httpx": {"worker.client", "worker.attachments"},  # the command line, a caller like any other
+    "httpx": {
+        "worker.client",
+        "worker.attachments",
+        "worker.bulk",
+    },  # the command line, a caller like any other
     "requests": set(),
     "fastapi": {"api.*"},
     "starlette": {"api.*"},

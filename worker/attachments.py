@@ -21,13 +21,25 @@ def read(client: httpx.Client, names: Iterable[str]) -> list[str]:
     return [_reference(client, name) for name in names]
 
 
+def inline(path: Path) -> str:
+    """Return a file as a data URL. Raises AttachmentError for one that is not small."""
+    try:
+        if path.stat().st_size > _INLINE_BYTES:
+            raise AttachmentError(
+                f"{path} is over {_INLINE_BYTES} bytes: send it to /v1/files first, and name its id"
+            )
+        return f"data:{_type(path)};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    except OSError as error:
+        raise AttachmentError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 def _reference(client: httpx.Client, name: str) -> str:
     if name.lower().startswith(("http://", "https://", "data:")):
         return name
     path = Path(name)
     try:
         if path.stat().st_size <= _INLINE_BYTES:
-            return f"data:{_type(path)};base64,{base64.b64encode(path.read_bytes()).decode()}"
+            return inline(path)
         return _upload(client, path)
     except OSError as error:
         raise AttachmentError(f"cannot read {name}: {error.strerror or error}") from error

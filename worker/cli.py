@@ -229,6 +229,48 @@ def infer(
     return client.infer(url, prompt, images, videos, given["model"], options)
 
 
+@cli.command(epilog="Example: forebay batch requests.jsonl -o results.jsonl")
+@_engine_options
+@_url
+@click.option(
+    "-o",
+    "--output",
+    "results",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="RESULTS.jsonl",
+    help="Where the results go; what stands there already is not asked again.",
+)
+@click.argument("requests", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def batch(url: str | None, requests: Path, results: Path, **given: Any) -> int:
+    """Answer a file of requests, one per line; go on where a run before stopped.
+
+    A line is OpenAI's {"custom_id", "method", "url", "body"}, or a body of /v1/jobs alone, whose
+    custom_id is its line number. There, "images" and "videos" may name files, as seen from the
+    folder of the requests. Every result is one line with its custom_id. Ends with 1 where lines
+    failed, with 2 where the requests are no good.
+
+    Asks the server at FOREBAY_URL; where none answers, starts what it needs and stops it after.
+    """
+    from worker import bulk
+    from worker.requests import RequestsError
+    from worker.up import UpOptions
+
+    options = UpOptions(
+        _settings(),
+        dict(os.environ),
+        _chat_options(given),
+        given["gpus"],
+        port=0,
+        flower_port=0,
+        data_dir=None,
+    )
+    try:
+        return bulk.batch(url, requests, results, given["model"], options)
+    except RequestsError as error:
+        raise click.UsageError(str(error)) from error
+
+
 @cli.group(epilog="Example: forebay jobs list --status failed")
 def jobs() -> None:
     """Look at the jobs of a running server and steer them."""

@@ -45,7 +45,7 @@ def infer(  # noqa: PLR0917 - as the command's options stand
 
     Uses the server at `url` (None: FOREBAY_URL) if one answers there, else starts what it needs.
     """
-    with reporting(), _server(url, up_options) as client:
+    with reporting(), server(url, up_options) as client:
         conversation = Conversation(
             client, model, attachments.read(client, images), attachments.read(client, videos)
         )
@@ -166,7 +166,7 @@ def _chat(conversation: Conversation) -> int:
 
 
 @contextlib.contextmanager
-def _server(url: str | None, up_options: UpOptions) -> Iterator[httpx.Client]:
+def server(url: str | None, up_options: UpOptions) -> Iterator[httpx.Client]:
     """Yield a client of the server that answers, else of one that is started for the occasion."""
     config = up_options.settings
     wanted = url or config.url

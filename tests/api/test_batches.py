@@ -248,6 +248,7 @@ async def test_the_same_key_makes_one_batch(http: httpx.AsyncClient):
         ({"completion_window": "31d"}, 400, "invalid_request", "completion_window"),
         ({"input_file_id": "file_0"}, 404, "file_not_found", None),
         ({"metadata": {"a": 1}}, 400, "invalid_request", "metadata.a"),
+        ({"metadata": {"a": "\ud800"}}, 400, "invalid_request", None),
         ({"colour": "red"}, 400, "invalid_request", "colour"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, 400, "invalid_request",
          "output_expires_after.seconds"),

@@ -56,6 +56,8 @@ def test_a_line_yields_unless_it_asks_and_never_comes_first(
         (line("c" * 513), "/v1/jobs", "invalid_line", "custom_id"),
         (line("c") | {"more": 1}, "/v1/jobs", "invalid_line", "more"),
         ([1], "/v1/jobs", "invalid_line", None),
+        (line("\ud800"), "/v1/jobs", "invalid_line", "custom_id"),
+        (line("c", "\ud800"), "/v1/jobs", "invalid_request", "body"),
     ],
 )
 def test_a_bad_line_is_told_with_its_place(made: Any, endpoint: str, code: str, param: str | None):
@@ -63,6 +65,17 @@ def test_a_bad_line_is_told_with_its_place(made: Any, endpoint: str, code: str, 
         lines.read(raw(made), endpoint)
 
     assert (error.value.code, error.value.param) == (code, param)
+
+
+def test_what_is_told_of_a_bad_line_is_short_and_unicode():
+    with pytest.raises(LineError) as error:
+        lines.read(raw(line("c") | {"x" * 10_000: 1}), "/v1/jobs")
+
+    told = error.value.as_dict(3)
+    assert told["param"].startswith("xxx")
+    assert len(told["param"]) < 1000
+    surrogate = LineError("c", "\ud800", "\ud800").as_dict(1)
+    assert (surrogate["message"], surrogate["param"]) == ("\\ud800", "\\ud800")
 
 
 def test_a_line_that_nests_without_end_is_no_json():

@@ -25,7 +25,9 @@ from worker.contract.batches import (
     event_type,
     lock_name,
 )
+from worker.contract.debts import Debts
 from worker.contract.door import RedisDoor
+from worker.contract.endpoints import Endpoints
 from worker.contract.errors import BatchGone, BatchNotFound, JobConflict, TooManyBatches
 from worker.contract.files import Files, new_file_id
 from worker.contract.intake import Intake
@@ -478,6 +480,19 @@ def test_an_end_is_an_event_with_a_name():
         "batch.expired",
         "batch.cancelled",
     ]
+
+
+async def test_the_end_of_a_batch_is_owed_to_receivers_once(stores: Stores):
+    door = stores.batches._door
+    await Endpoints(door).add("https://example.com/hook", "mine", ())
+    batch_id = await begin(stores, [line("l1", "<image>x", images=["!"])])
+
+    async with running(stores, batch_id) as task:
+        await task
+        assert await stores.batches.end(batch_id, ME, {}) is BatchStatus.COMPLETED
+
+    owed = await Debts(door).deliveries(batch_id, 10)
+    assert [event["event_type"] for event in owed] == [event_type(BatchStatus.COMPLETED)]
 
 
 async def test_a_job_that_is_no_line_knows_no_batch(stores: Stores):

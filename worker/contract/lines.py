@@ -18,6 +18,7 @@ from worker.contract.errors import InvalidRequest, JobError, kind_of
 from worker.contract.job import Door, JobSpec, Priority
 
 JOB_LIFE_S = 31 * 86_400  # of an unwritten line's job, after its end: longer than any batch
+_MAX_TOLD = 500
 _OK, _BAD_REQUEST, _SERVER_ERROR = 200, 400, 500
 
 
@@ -74,7 +75,17 @@ class LineError(Exception):
 
     def as_dict(self, line: int | None) -> dict[str, Any]:
         """Return OpenAI's batch error; `line` counts from 1."""
-        return {"code": self.code, "line": line, "message": self.message, "param": self.param}
+        return {
+            "code": self.code,
+            "line": line,
+            "message": _told(self.message),
+            "param": None if self.param is None else _told(self.param),
+        }
+
+
+def _told(text: str) -> str:
+    """Return what may be kept of a text that a stranger had a part in: some, and as Unicode."""
+    return text[:_MAX_TOLD].encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +128,13 @@ def _envelope(raw: bytes) -> _Line:
     except (ValueError, RecursionError) as error:
         raise LineError("invalid_json_line", f"this line is not JSON: {error}") from error
     try:
-        return _Line.model_validate(value)
+        line = _Line.model_validate(value)
+        line.custom_id.encode()
     except ValidationError as error:
         raise _refusal("invalid_line", error) from error
+    except UnicodeEncodeError as error:
+        raise LineError("invalid_line", "half a surrogate pair", "custom_id") from error
+    return line
 
 
 def _refusal(code: str, error: ValidationError, place: tuple[str, ...] = ()) -> LineError:
