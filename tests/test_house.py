@@ -25,10 +25,10 @@ DOORS = {
     "kombu": {"worker.contract.broker", "worker.pool*"},
     "billiard": {"worker.pool*"},
     "flower": {"worker.cli"},
-    "PIL": {"worker.media.image", "worker.demo.*"},
+    "PIL": {"worker.media.image", "worker.demo.*", "worker.engine.lmdeploy.reading"},
     "decord": {"worker.media.decoder"},
     "av": {"worker.media.decoder"},
-    "torch": {"worker.engine.transformers.*", "worker.demo.*"},
+    "torch": {"worker.engine.transformers.*", "worker.engine.lmdeploy.*", "worker.demo.*"},
     "transformers": {"worker.engine.transformers.*", "worker.demo.*"},
     "tokenizers": {"worker.engine.transformers.*", "worker.demo.*"},
     "lmdeploy": {"worker.engine.lmdeploy*"},
@@ -54,6 +54,7 @@ READS_ENVIRONMENT = {
     "worker.cli": "gives its environment to the processes that it starts",
     "worker.tasks": "names the process after the GPUs that it was started on",
     "worker.runtime": "announces those GPUs",
+    "worker.engine.lmdeploy.backend": "tells LMDeploy what it reads there while it is imported",
 }
 
 LADDER = (

@@ -172,6 +172,23 @@ async def test_a_cancelled_reader_gives_its_slot_to_the_next_prompt(engine: Engi
     assert all(answer.finish_reason for answer in answers)
 
 
+async def test_an_engine_counts_its_prompts_and_none_when_they_are_gone(engine: Engine):
+    held = engine.generate(_endless("held"))
+    await anext(held)
+    during = await engine.counters()
+    cut = [engine.generate(_endless(f"cut {n}")) for n in range(SLOTS - 1)]
+    for one in cut:
+        await anext(one)
+
+    for one in (held, *cut):
+        await one.aclose()
+    await answer_of(engine, ask(QUESTION, max_tokens=3, key="whole"))
+    after = await engine.counters()
+
+    assert (during.running, during.seats_taken) == (1, 1)
+    assert (after.running, after.waiting, after.seats_taken) == (0, 0, 0)
+
+
 async def test_closing_the_engine_ends_the_prompts_inside_with_engine_died(engine: Engine):
     first = asyncio.Event()
     readers = [

@@ -35,7 +35,9 @@ class EngineSpec:
     `slots` prompts inside at once and `context_tokens` prompt + answer: None is the engine's own.
     `threads` cores per prompt of the transformers engine, None: all, divided by its slots. `decode`
     opens pictures; it must be a module's function to be picklable, and an engine without one
-    refuses pictures.
+    refuses pictures. LMDeploy's alone: `readers` processes that prepare prompts (None: by the
+    cores), `has_prefix_cache` keep what prompts have in common, where the backend can; and
+    `trust_remote_code` run Python that a checkpoint brings along.
     """
 
     model: str
@@ -46,6 +48,9 @@ class EngineSpec:
     context_tokens: int | None = None
     threads: int | None = None
     decode: Decode | None = None
+    readers: int | None = None
+    has_prefix_cache: bool = True
+    trust_remote_code: bool = False
 
 
 def load_engine(spec: EngineSpec) -> Engine:
@@ -61,7 +66,7 @@ def load_engine(spec: EngineSpec) -> Engine:
             return EchoEngine(spec.model, slots=spec.slots or 256)
         case "transformers":
             return _transformers(spec)
-    raise EngineFailed("the LMDeploy engine is not in this version; use --engine transformers")
+    return _lmdeploy(spec)
 
 
 def choose(engine: EngineName) -> EngineName:
@@ -94,6 +99,32 @@ def resolve_model(name: str) -> str:
     from worker.demo import MODEL_DIR  # noqa: PLC0415 - only who asks for the demo pays for it
 
     return str(Path(MODEL_DIR))
+
+
+def _lmdeploy(spec: EngineSpec) -> Engine:
+    if not _is_installed("lmdeploy"):
+        raise EngineFailed(
+            "the LMDeploy engine needs lmdeploy, which is not installed: pip install 'forebay[gpu]'"
+        )
+    if not is_cuda_visible():
+        raise EngineFailed(
+            "the LMDeploy engine needs an NVIDIA GPU, and this process sees none "
+            "(nvidia-smi, CUDA_VISIBLE_DEVICES); use --engine transformers on a CPU"
+        )
+    from worker.engine.lmdeploy import LmdeployEngine  # noqa: PLC0415 - it loads LMDeploy
+
+    return LmdeployEngine(
+        resolve_model(spec.model),
+        name=spec.model,
+        backend=spec.backend,
+        tp=spec.tp,
+        slots=spec.slots,
+        context_tokens=spec.context_tokens,
+        readers=spec.readers,
+        has_prefix_cache=spec.has_prefix_cache,
+        trust_remote_code=spec.trust_remote_code,
+        decode=spec.decode,
+    )
 
 
 def _transformers(spec: EngineSpec) -> Engine:

@@ -166,7 +166,9 @@ class ModelCard:
     `context_tokens` prompt + answer; `slots` jobs that fit into the engine at once; `max_pixels` a
     picture's width × height that the model uses at most (larger ones are shrunk before);
     `pixel_multiple` sides that need no further resize are multiples of it; `frame_max_pixels` the
-    same for a frame of a video; `options` the optional request fields that the engine honours.
+    same for a frame of a video; `options` the optional request fields that the engine honours;
+    `capacity_tokens` what all jobs inside may occupy together, prompts and answers, None where the
+    slots alone bound it.
     """
 
     model: str
@@ -180,6 +182,21 @@ class ModelCard:
     pixel_multiple: int
     frame_max_pixels: int
     options: frozenset[str]
+    capacity_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What an engine itself counts. With no prompt inside all are zero, or something leaked.
+
+    `running` prompts that are generated, `waiting` that are not yet, `seats_taken` places for
+    answers in use; `cache_share` of the key-value cache that running prompts occupy, 0 to 1.
+    """
+
+    running: int
+    waiting: int
+    seats_taken: int
+    cache_share: float = 0.0
 
 
 class Engine(Protocol):
@@ -195,6 +212,10 @@ class Engine(Protocol):
 
     def generate(self, prompt: Prompt) -> AsyncGenerator[Delta, None]:
         """Yield the answer. Closing the iterator takes the prompt out of the engine at once."""
+        ...
+
+    async def counters(self) -> Counters:
+        """Return the engine's own counters. Raises EngineDied where there is no engine."""
         ...
 
     async def close(self) -> None:

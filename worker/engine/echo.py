@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed, OutOfMemory
-from worker.engine.base import Delta, ModelCard, Prompt, TokenLogprob
+from worker.engine.base import Counters, Delta, ModelCard, Prompt, TokenLogprob
 from worker.engine.channels import Channels, Words
 from worker.engine.script import prompt_tokens, read_script, shaped
 
@@ -68,6 +68,11 @@ class EchoEngine:
             if answer.reached_ending:
                 await self._come_to(answer.script.ending)
             yield answer.last()
+
+    async def counters(self) -> Counters:
+        """Return how many prompts have a slot and how many wait for one."""
+        taken = self._slot_count - self._slots._value  # noqa: SLF001 - asyncio tells it no other way
+        return Counters(taken, len(self._slots._waiters or ()), taken)  # noqa: SLF001
 
     async def close(self) -> None:
         """End every prompt that is inside with EngineDied."""

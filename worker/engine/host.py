@@ -43,6 +43,8 @@ class Host:
             case ("cancel", number):
                 if task := self._answers.get(number):
                     task.cancel()
+            case ("count", number):
+                self._count(number)
             case ("load", spec):
                 self._loading = asyncio.create_task(self._load(spec))
             case ("close",):
@@ -56,6 +58,17 @@ class Host:
             self._outbox.post(("failed", _as_job_error(error, "loading the model")))
             await self._outbox.drain()
             _leave(1)
+
+    def _count(self, number: int) -> None:
+        """Tell the engine's counters, as the answer to a prompt without an answer."""
+        task = asyncio.create_task(self._tell_counters(number))
+        self._answers[number] = task
+        task.add_done_callback(lambda done: self._end(number, done))
+
+    async def _tell_counters(self, number: int) -> None:
+        if self._engine is None:
+            raise EngineFailed("the model is not loaded yet")
+        self._outbox.post(("counters", number, await self._engine.counters()))
 
     def _begin(self, number: int, prompt: Prompt) -> None:
         task = asyncio.create_task(self._answer(number, prompt))

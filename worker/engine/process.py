@@ -20,7 +20,7 @@ from typing import Any
 from worker.contract.errors import EngineDied, EngineFailed, JobError
 from worker.contract.log import event
 from worker.engine import EngineSpec
-from worker.engine.base import Delta, ModelCard, Prompt
+from worker.engine.base import Counters, Delta, ModelCard, Prompt
 from worker.engine.child_process import command
 from worker.engine.wire import Outbox, frames
 
@@ -76,6 +76,10 @@ class EngineProcess:
                 raise item
         finally:
             await child.leave(stream)
+
+    async def counters(self) -> Counters:
+        """Return what the engine in the process counts. Raises EngineDied where it is gone."""
+        return await self._living().counters()
 
     async def close(self) -> None:
         """Let the engine free its device and end the process; kill it where that takes long."""
@@ -160,6 +164,7 @@ class _Child:
         self.pid = process.pid
         self.outbox = Outbox(writer)
         self.streams: dict[int, _Stream] = {}
+        self.questions: dict[int, asyncio.Future[Counters]] = {}
         self.loaded: asyncio.Future[ModelCard | JobError] = loop.create_future()
         self.gone: asyncio.Future[str] = loop.create_future()
         self.lost = 0
@@ -201,6 +206,19 @@ class _Child:
         self.streams[stream.number] = stream
         self.outbox.post(("prompt", stream.number, prompt))
         return stream
+
+    async def counters(self) -> Counters:
+        """Ask for the engine's counters."""
+        number = next(self._numbers)
+        asked: asyncio.Future[Counters] = asyncio.get_running_loop().create_future()
+        self.questions[number] = asked
+        self.outbox.post(("count", number))
+        both: set[asyncio.Future[Any]] = {asked, self.gone}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        del self.questions[number]
+        if not asked.done():
+            raise EngineDied(self.gone.result(), was_inside=False)
+        return asked.result()
 
     async def leave(self, stream: _Stream) -> None:
         """Take a prompt out, and wait (CANCEL_S at most) until the engine has dropped it."""
@@ -246,6 +264,9 @@ class _Child:
             case ("delta", number, *fields):
                 if stream := self.streams.get(number):
                     stream.items.put_nowait(Delta(*fields))
+            case ("counters", number, counters):
+                if asked := self.questions.get(number):
+                    asked.set_result(counters)
             case ("end", number, error):
                 if stream := self.streams.get(number):
                     stream.items.put_nowait(error)

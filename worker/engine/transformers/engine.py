@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed, OutOfMemory
-from worker.engine.base import Delta, ModelCard, Prompt
+from worker.engine.base import Counters, Delta, ModelCard, Prompt
 from worker.engine.transformers.answering import Answering, Ears, ears_for
 from worker.engine.transformers.checkpoint import Checkpoint, open_checkpoint
 from worker.engine.transformers.layout import Layout
@@ -112,6 +112,12 @@ class TransformersEngine:
         finally:
             run.cancel()
             await asyncio.wait({done})
+
+    async def counters(self) -> Counters:
+        """Return how many prompts have a seat. Who waits for one is not counted."""
+        if (opened := self._opened) is None:
+            raise EngineDied(_CLOSED)
+        return Counters(len(self._running), 0, self._slots - opened.seats.qsize())
 
     async def close(self) -> None:
         """Free the model. Prompts that are inside end with EngineDied after the token in work."""

@@ -1,0 +1,333 @@
+"""What of the LMDeploy engine needs no GPU: names, options, answers, parcels, and reading."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.prompts import ask, decode, picture
+from worker.contract.errors import EngineDied, EngineFailed
+from worker.engine import EngineSpec, load_engine
+from worker.engine.base import Clip, Delta, Prompt, Turn
+from worker.engine.lmdeploy.answering import Answering
+from worker.engine.lmdeploy.models import hub_id
+from worker.engine.lmdeploy.options import Defaults, generation
+
+if TYPE_CHECKING:
+    from worker.engine.lmdeploy.readers import Readers
+
+EOS = 0
+NO_EOS: frozenset[int] = frozenset()
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "hub"),
+    [
+        ("internvl2-2b", "OpenGVLab/InternVL2-2B"),
+        ("internvl2_2b", "OpenGVLab/InternVL2-2B"),
+        ("deepseek_vl_1_3b_chat", "deepseek-ai/deepseek-vl-1.3b-chat"),
+        ("deepseek-vl-1_3b-chat", "deepseek-ai/deepseek-vl-1.3b-chat"),
+        ("minicpm_v_v2_5_chat", "openbmb/MiniCPM-Llama3-V-2_5"),
+        ("glm4v_9b_chat", "THUDM/glm-4v-9b"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    ],
+)
+def test_the_guides_names_mean_hub_models(name: str, hub: str):
+    assert hub_id(name) == hub
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen_vl_chat",
+        "qwen-vl-chat",
+        "Qwen/Qwen-VL-Chat",
+        "internlm_xcomposer2_5_7b_chat",
+        "internlm-xcomposer2_5-7b-chat",
+        "Shanghai_AI_Laboratory/internlm-xcomposer2d5-7b",
+    ],
+)
+def test_a_model_that_left_lmdeploy_is_answered_with_the_last_version_that_has_it(name: str):
+    with pytest.raises(EngineFailed, match=r"no more since 0\.15\.0; 0\.14\.0 was the last"):
+        hub_id(name)
+
+
+def test_a_folder_is_a_folder_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "qwen_vl_chat").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert hub_id("qwen_vl_chat") == "qwen_vl_chat"
+
+
+async def test_without_a_gpu_the_engine_says_what_it_needs():
+    with pytest.raises(EngineFailed, match=r"needs (lmdeploy|an NVIDIA GPU)"):
+        load_engine(EngineSpec("demo", "lmdeploy"))
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
+def test_given_options_win_over_the_checkpoints():
+    defaults = Defaults.of({"temperature": 0.7, "top_k": 20, "top_p": 0.8, "eos_token_id": 5})
+    options = ask("?", max_tokens=7, temperature=0.2, top_k=3, min_p=0.1, seed=9).options
+
+    said = generation(options, defaults, emitted=0, eos_ids=frozenset({5, 2}))
+
+    assert said == {
+        "max_new_tokens": 7,
+        "do_sample": True,
+        "temperature": 0.2,
+        "top_k": 3,
+        "top_p": 0.8,
+        "min_p": 0.1,
+        "repetition_penalty": 1.0,
+        "random_seed": 9,
+        "ignore_eos": False,
+        "stop_token_ids": [2, 5],
+    }
+
+
+@pytest.mark.parametrize("config", [{}, {"do_sample": False, "temperature": 0.9}])
+def test_greedy_is_the_likeliest_token_and_keeps_a_penalty(config: dict[str, object]):
+    asked = {} if config else {"temperature": 0.0}
+    options = ask("?", repetition_penalty=1.2, top_k=40, **asked).options
+
+    said = generation(options, Defaults.of(config), emitted=0, eos_ids=NO_EOS)
+
+    assert (said["top_k"], said["repetition_penalty"]) == (1, 1.2)
+
+
+def test_an_attempt_that_goes_on_asks_for_the_rest_with_other_random_numbers():
+    options = ask("?", max_tokens=10, seed=(1 << 63) - 1).options
+
+    first = generation(options, Defaults(), emitted=0, eos_ids=NO_EOS)
+    second = generation(options, Defaults(), emitted=4, eos_ids=NO_EOS)
+    again = generation(options, Defaults(), emitted=4, eos_ids=NO_EOS)
+
+    assert (first["max_new_tokens"], second["max_new_tokens"]) == (10, 6)
+    assert first["random_seed"] == (1 << 63) - 1
+    assert second["random_seed"] == again["random_seed"] != first["random_seed"]
+    assert 0 <= second["random_seed"] < 1 << 63
+
+
+def test_an_unset_seed_is_another_one_each_time():
+    options = ask("?").options
+
+    seeds = {
+        generation(options, Defaults(), emitted=0, eos_ids=NO_EOS)["random_seed"] for _ in range(9)
+    }
+
+    assert len(seeds) == 9
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+LETTERS = "?abcdefghijklmnopqrstuvwxyz"  # token n is its n-th letter; 0 ends a text
+
+
+def letters(ids: Sequence[int]) -> str:
+    return "".join(LETTERS[token] for token in ids)
+
+
+def answering(prompt: Prompt) -> Answering:
+    return Answering(prompt, prompt_tokens=11, eos_ids=frozenset({EOS}), decode=letters)
+
+
+def test_tokens_that_came_together_leave_together():
+    answer = answering(ask("?", max_tokens=9))
+
+    deltas = [answer.take([1, 2, 3], is_last=False), answer.take([4], is_last=False)]
+
+    assert deltas == [Delta("abc", (1, 2, 3), 11), Delta("d", (4,), 11)]
+
+
+def test_the_token_that_ends_a_text_is_no_part_of_it():
+    answer = answering(ask("?", max_tokens=9))
+
+    assert answer.take([1, 2, EOS], is_last=True) == Delta("ab", (1, 2), 11, "stop")
+
+
+def test_with_ignore_eos_that_token_is_one_like_any_other():
+    answer = answering(ask("?", max_tokens=3, ignore_eos=True))
+
+    assert answer.take([1, EOS, 2], is_last=True) == Delta("a?b", (1, EOS, 2), 11, "length")
+
+
+def test_no_more_than_max_tokens_are_taken():
+    answer = answering(ask("?", max_tokens=2))
+
+    assert answer.take([1, 2, 3, 4], is_last=False) == Delta("ab", (1, 2), 11, "length")
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_a_stop_text_ends_at_the_same_token_however_tokens_come(size: int):
+    answer = answering(ask("?", max_tokens=20, stop=("def",)))
+    sampled = list(range(1, 10))
+
+    deltas = []
+    for at in range(0, len(sampled), size):
+        deltas.append(answer.take(sampled[at : at + size], is_last=False))
+        if deltas[-1].finish_reason:
+            break
+
+    assert "".join(delta.text for delta in deltas) == "abc"
+    assert [t for delta in deltas for t in delta.token_ids] == [1, 2, 3, 4, 5, 6]
+    assert deltas[-1].finish_reason == "stop"
+
+
+def test_a_later_attempt_says_only_what_comes_after():
+    start = Delta("ab", (1, 2, 3), 11)  # the third letter was held back as a stop text's beginning
+    prompt = Prompt(
+        "p",
+        (Turn("user", ("?",)),),
+        ask("?", max_tokens=5, stop=("cx",)).options,
+        start.token_ids,
+        start.text,
+    )
+    answer = answering(prompt)
+
+    delta = answer.take([4, 5], is_last=True)
+
+    assert not answering(prompt).is_over
+    assert delta == Delta("cde", (4, 5), 11, "length")
+
+
+def test_what_earlier_attempts_made_whole_is_over():
+    prompt = Prompt("p", (Turn("user", ("?",)),), ask("?", max_tokens=2).options, (1, 2), "ab")
+    answer = answering(prompt)
+
+    assert answer.is_over
+    assert answer.last() == Delta("", (), 11, "length")
+
+
+# --- parcels --------------------------------------------------------------------------------------
+
+
+def test_a_parcel_holds_tensors_of_every_kind_and_outlives_its_descriptor():
+    torch = pytest.importorskip("torch", reason="the extra `cpu` is not installed")
+    from worker.engine.lmdeploy import parcel  # noqa: PLC0415 - it needs torch
+
+    sent = {
+        "large": torch.arange(9000, dtype=torch.float32).reshape(90, 100).to(torch.bfloat16),
+        "turned": torch.arange(4096).reshape(64, 64).t(),
+        "small": torch.tensor([[1, 2, 3]]),
+        "none": torch.empty((0, 4)),
+        "number": torch.tensor(7.5),
+        "ids": list(range(300)),
+        "other": b"\x00" * 10_000,
+    }
+
+    descriptor = parcel.pack(sent)
+    got = parcel.unpack(descriptor)
+    os.close(descriptor)
+
+    for name, value in sent.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(got[name], value)
+            assert got[name].dtype == value.dtype
+        else:
+            assert got[name] == value
+
+
+# --- reading, with LMDeploy's own code ------------------------------------------------------------
+
+
+@pytest.fixture
+async def readers(tiny_model: Path) -> AsyncIterator["Readers"]:
+    pytest.importorskip("lmdeploy", reason="LMDeploy is not installed")
+    from worker.engine.lmdeploy.readers import Readers  # noqa: PLC0415 - both need LMDeploy
+    from worker.engine.lmdeploy.reading import ReaderSpec  # noqa: PLC0415
+
+    readers = Readers(ReaderSpec(str(tiny_model), "bfloat16", decode=decode), size=2)
+    await readers.start()
+    yield readers
+    await readers.close()
+
+
+def _turns(*parts: object) -> tuple[Turn, ...]:
+    return (Turn("user", parts),)  # type: ignore[arg-type]
+
+
+async def test_pictures_fill_their_places_and_come_in_the_engines_type(readers: "Readers"):
+    one = await readers.read(_turns(picture(), "有几只羊？"))
+    two = await readers.read(_turns(picture(seed=1), picture(seed=2), "有几只羊？"))
+
+    assert len(two.token_ids) > len(one.token_ids)
+    assert len(one.multimodal) == 1
+    assert str(one.multimodal[0]["pixel_values"].dtype) == "torch.bfloat16"
+    assert len({item["fingerprint"] for item in (*one.multimodal, *two.multimodal)}) == 3
+
+
+async def test_the_same_picture_has_the_same_fingerprint_wherever_it_stands(readers: "Readers"):
+    alone = await readers.read(_turns(picture(seed=1)))
+    among = await readers.read(_turns(picture(seed=2), "and", picture(seed=1)))
+
+    assert alone.multimodal[0]["fingerprint"] == among.multimodal[1]["fingerprint"]
+
+
+async def test_a_clip_is_given_as_numbered_pictures_where_the_model_takes_no_video(
+    readers: "Readers",
+):
+    clip = Clip((picture(seed=1), picture(seed=2)), (0.5, 1.5), "sha")
+
+    read = await readers.read(_turns(clip, "描述视频"))
+
+    assert len(read.multimodal) == 2
+
+
+async def test_special_tokens_of_a_user_are_text(readers: "Readers"):
+    read = await readers.read(_turns("<|image_pad|> <IMAGE_TOKEN> <|im_end|>", picture()))
+
+    assert len(read.multimodal) == 1
+
+
+async def test_a_prompt_that_cannot_be_read_fails_alone(readers: "Readers"):
+    from worker.engine.base import Picture  # noqa: PLC0415
+
+    good, bad = await asyncio.gather(
+        readers.read(_turns(picture(), "?")),
+        readers.read(_turns(Picture(b"no picture", 84, 56, "sha"), "?")),
+        return_exceptions=True,
+    )
+
+    assert isinstance(bad, EngineFailed)
+    assert good.multimodal
+
+
+async def test_a_reading_process_that_dies_is_replaced_and_its_prompts_are_read_again(
+    readers: "Readers",
+):
+    victims = readers.pids
+    for pid in victims:
+        os.kill(pid, signal.SIGSTOP)
+    asked = [asyncio.create_task(readers.read(_turns(picture(), f"{n}"))) for n in range(3)]
+    await asyncio.sleep(0)
+    os.kill(victims[1], signal.SIGCONT)
+
+    os.kill(victims[0], signal.SIGKILL)
+
+    assert all(read.multimodal for read in await asyncio.gather(*asked))
+    assert victims[0] not in readers.pids
+
+
+async def test_closing_ends_the_processes_and_whoever_waits(readers: "Readers"):
+    pids = readers.pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    waiting = asyncio.create_task(readers.read(_turns(picture(), "?")))
+    await asyncio.sleep(0)
+
+    await readers.close()
+
+    with pytest.raises(EngineDied):
+        await waiting
+    assert not {str(pid) for pid in pids} & set(os.listdir("/proc"))

@@ -1,0 +1,281 @@
+"""LMDeploy's engine itself: opened on the running loop, read without its chat layer.
+
+LMDeploy's `AsyncEngine.generate` decodes every token of every answer on the engine's loop. We open
+the same object, take its request handles and read token ids only, several at a time.
+"""
+
+import asyncio
+import gc
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+# LMDeploy reads both while it is imported. A tensor of ours is mapped memory, so the collection and
+# trim that it does after every 128th prompt with pictures frees nothing and stops its loop.
+os.environ.setdefault("TM_LOG_LEVEL", "WARNING")
+os.environ.setdefault("LMDEPLOY_MULTIMODAL_SESSION_TRIM_COUNT", "0")
+
+import torch
+from lmdeploy import GenerationConfig, PytorchEngineConfig, TurbomindEngineConfig
+from lmdeploy.archs import autoget_backend, get_task
+from lmdeploy.messages import ResponseType
+from lmdeploy.utils import get_logger, is_bf16_supported
+
+from worker.contract.errors import (
+    ContextTooLong,
+    EngineDied,
+    EngineFailed,
+    JobError,
+    OptionUnsupported,
+    OutOfMemory,
+)
+from worker.engine.base import Counters
+
+CACHE_SHARE = 0.8
+"""Of the GPU memory that is free once the weights are loaded; LMDeploy's own default."""
+
+_OVER = {ResponseType.FINISH, ResponseType.CANCEL}
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSpec:
+    """What to open: a checkpoint `folder`, `name` auto, turbomind or pytorch, `tp` GPUs.
+
+    `slots` answers at once; `context_tokens` prompt + answer, None for the model's own.
+    """
+
+    folder: str
+    name: str
+    tp: int
+    slots: int
+    context_tokens: int | None
+    has_prefix_cache: bool
+    trust_remote_code: bool
+
+
+class Backend:
+    """An opened engine of LMDeploy's. Belongs to the loop on which it was opened."""
+
+    def __init__(self, spec: BackendSpec) -> None:
+        get_logger("lmdeploy").setLevel("WARNING")
+        name = spec.name
+        if name == "auto":
+            name = autoget_backend(spec.folder, trust_remote_code=spec.trust_remote_code)
+        self.name: str = name
+        self.slots = spec.slots
+        free_bytes = torch.cuda.mem_get_info()[0]
+        config = _config(name, spec)
+        _, family = get_task(name, spec.folder, spec.trust_remote_code, config)
+        self.asynchronous: Any = family(
+            spec.folder,
+            backend=name,
+            backend_config=config,
+            trust_remote_code=spec.trust_remote_code,
+        )
+        self.asynchronous.start_loop(asyncio.get_running_loop(), use_async_api=True)
+        self._engine = self.asynchronous.engine
+        self._handles = self.asynchronous.session_mgr.request_handle_pool
+        self._sessions = count(1)
+        self.capacity_tokens = self._capacity(free_bytes, spec)
+        if name == "pytorch":
+            _let_senders_through(self._engine)
+            _name_pictures(self._engine)
+        gc.collect()
+        gc.freeze()  # what is loaded stays; no later collection need look at it
+
+    @property
+    def vision(self) -> Any:
+        """LMDeploy's vision model, None for a model that takes no pictures."""
+        encoder = getattr(self.asynchronous, "vl_encoder", None)
+        return encoder.model if encoder is not None else None
+
+    @property
+    def feature_dtype(self) -> str | None:
+        """The type in which pictures go in, such as bfloat16; None where none do."""
+        encoder = getattr(self.asynchronous, "vl_encoder", None)
+        if encoder is None:
+            return None
+        return str(encoder.mm_feature_dtype or torch.float16).removeprefix("torch.")
+
+    @property
+    def sees_by_itself(self) -> bool:
+        """True where pictures go in as patches; else LMDeploy's Python model must look first."""
+        is_native = getattr(self.vision, "_turbomind_native_vision", False)
+        return self.name == "pytorch" or self.vision is None or bool(is_native)
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt + answer at most."""
+        own = getattr(self._engine, "max_session_len", None)
+        longest = int(self.asynchronous.session_len)
+        return min(longest, int(own)) if own else longest
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokens that end an answer: the template's, the tokenizer's, the checkpoint's."""
+        config = GenerationConfig(stop_token_ids=list(self.asynchronous.stop_words or ()))
+        config.update_from_hf_gen_cfg(
+            self.asynchronous.hf_gen_cfg, self.asynchronous.tokenizer.eos_token_id
+        )
+        return frozenset(config.stop_token_ids or ())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens."""
+        return str(self.asynchronous.tokenizer.model.model.decode(ids, skip_special_tokens=True))
+
+    async def seat(self) -> Any:
+        """Wait for one of `slots` handles; `leave` gives it to the next."""
+        return await self._handles.get()
+
+    def leave(self, handle: Any) -> None:
+        """Give a handle to the next."""
+        self._handles.put(handle)
+
+    async def stream(
+        self,
+        handle: Any,
+        token_ids: list[int],
+        multimodal: list[dict[str, Any]] | None,
+        generation: dict[str, Any],
+    ) -> AsyncGenerator[tuple[list[int], bool], None]:
+        """Yield the ids that came since the last time, and whether they are the last.
+
+        Closing it takes the prompt out of the engine before it returns.
+
+        Raises:
+            ContextTooLong, OutOfMemory, OptionUnsupported, EngineFailed: this prompt alone.
+            EngineDied: the engine is broken.
+        """
+        outputs = handle.async_stream_infer(
+            next(self._sessions),
+            input_ids=token_ids,
+            multimodal=multimodal,
+            gen_config=GenerationConfig(**generation),
+            stream_output=True,
+        )
+        async with aclosing(outputs):
+            async for output in outputs:
+                if output.status not in {ResponseType.SUCCESS, *_OVER}:
+                    raise _error(output.status)
+                if output.status is ResponseType.CANCEL:
+                    break
+                yield list(output.token_ids), output.status is ResponseType.FINISH
+                if output.status is ResponseType.FINISH:
+                    return
+        # TurboMind's stream ends quietly where its task was cancelled.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        raise EngineDied("LMDeploy ended an answer that was not over")
+
+    def counters(self) -> Counters:
+        """Return the engine's own counters."""
+        metrics = self._engine.get_schedule_metrics()
+        return Counters(
+            running=metrics.active_seqs,
+            waiting=metrics.waiting_seqs,
+            seats_taken=self._handles.num_dispatched,
+            cache_share=round(float(metrics.cache_usage), 4),
+        )
+
+    def close(self) -> None:
+        """Free the device."""
+        self.asynchronous.close()
+        gc.unfreeze()
+
+    def _capacity(self, free_bytes: int, spec: BackendSpec) -> int:
+        """Return how many tokens the key-value cache holds; TurboMind's is estimated."""
+        cache = getattr(self._engine, "cache_config", None)
+        if cache is not None:
+            return int(cache.num_gpu_blocks * cache.block_size)
+        files = Path(spec.folder).glob("*.safetensors")
+        weight_bytes = sum(file.stat().st_size for file in files) / spec.tp
+        per_token = _token_bytes(self.asynchronous.hf_cfg, spec.tp)
+        return max(int(CACHE_SHARE * (free_bytes - weight_bytes) / per_token), 1)
+
+
+def _config(name: str, spec: BackendSpec) -> Any:
+    common: dict[str, Any] = {
+        "tp": spec.tp,
+        "session_len": spec.context_tokens,
+        "max_batch_size": spec.slots,
+        "cache_max_entry_count": CACHE_SHARE,
+        "enable_prefix_caching": spec.has_prefix_cache,
+        "dtype": "auto" if is_bf16_supported("cuda") else "float16",  # V100 and older
+    }
+    if name == "turbomind":
+        return TurbomindEngineConfig(**common)
+    # Its own ranks, without ray; its metrics are one object per token and answer.
+    ranks = "mp" if spec.tp > 1 else None
+    return PytorchEngineConfig(**common, distributed_executor_backend=ranks, enable_metrics=False)
+
+
+def _token_bytes(config: Any, tp: int) -> int:
+    """Return what one token takes in one GPU's cache, keys and values in 16 bits."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    heads = int(text.num_attention_heads)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    return 2 * 2 * int(text.num_hidden_layers) * max(kv_heads // tp, 1) * size
+
+
+def _let_senders_through(engine: Any) -> None:
+    """Lift the PyTorch engine's limit of one answer read per millisecond.
+
+    It lets one reader go on per `sleep(0.0001)`, which an event loop rounds up to a millisecond:
+    with 256 answers each hears from its engine four times a second. Our readers pace themselves.
+    """
+
+    async def at_once() -> None:
+        return
+
+    engine.req_manager.prepare_send = at_once
+
+
+def _name_pictures(engine: Any) -> None:
+    """Give the PyTorch engine's prefix cache our fingerprints.
+
+    Without them it hashes every patch of a picture on its loop: 10 ms for 448 × 448.
+    """
+    if engine.input_processor is not None:
+        engine.input_processor = _NamedInputs(engine.input_processor)
+
+
+class _NamedInputs:
+    """The model's own input processor, whose results know their pictures' fingerprints."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def preprocess_input(self, input_ids: Any, input_multimodals: Any = None, **more: Any) -> Any:
+        """Do as the model's own, then name what came out by where it begins."""
+        result = self._inner.preprocess_input(input_ids, input_multimodals, **more)
+        names = {_start(item): item.get("fingerprint") for item in input_multimodals or ()}
+        for items in (result.input_multimodals or {}).values():
+            for item in items:
+                name = names.get(item.start)
+                if name is not None and hasattr(item, "content_hash"):
+                    item.content_hash = name.hex()
+        return result
+
+
+def _start(item: dict[str, Any]) -> int:
+    offset = item["offset"]
+    return int(offset[0] if isinstance(offset, (tuple, list)) else offset)
+
+
+def _error(status: ResponseType) -> JobError:
+    match status:
+        case ResponseType.INPUT_LENGTH_ERROR:
+            return ContextTooLong("the prompt is longer than what the engine takes")
+        case ResponseType.OUT_OF_MEMORY:
+            return OutOfMemory("the prompt does not fit into the GPU's memory")
+        case ResponseType.NOT_SUPPORTED:
+            return OptionUnsupported("the engine does not support an option of this job")
+        case ResponseType.ENGINE_STOP_ERROR | ResponseType.HANDLER_NOT_EXIST:
+            return EngineDied(f"LMDeploy's engine has stopped ({status.name})")
+    return EngineFailed(f"LMDeploy failed on this prompt ({status.name})")

@@ -1,0 +1,263 @@
+"""The engine: what a prompt goes through, from turns to deltas.
+
+    read (in another process) → check the length → wait for a seat → stream, paced → leave the seat
+
+Reading comes before the seat, so that a freed seat's next prompt is ready when its turn comes.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed
+from worker.engine.base import Counters, Delta, ModelCard, Prompt
+from worker.engine.lmdeploy import options as ours
+from worker.engine.lmdeploy.answering import Answering
+from worker.engine.lmdeploy.models import hub_id
+from worker.engine.picture_limits import picture_limits
+
+if TYPE_CHECKING:
+    from worker.engine.lmdeploy.backend import Backend
+    from worker.engine.lmdeploy.readers import Readers
+
+DEFAULT_SLOTS = 256
+FRAME_MAX_PIXELS = 200_704
+"""448 × 448, the guide's tile; a video's frames are many, so each is small."""
+READ_AHEAD = 8
+"""Prompts per reading process that may be inside beyond the seats: read while they wait."""
+PACE_S = 0.025
+"""How long an answer's reader rests between two looks while many are inside. Every look costs the
+engine's loop the same, whether one token came or five."""
+UNPACED = 8
+"""Up to so many answers inside, every token leaves at once."""
+_CLOSED = "the LMDeploy engine is closed"
+MAX_READERS = 6
+"""Reading processes at most where none are asked for; a picture takes one of them 5 to 13 ms."""
+
+
+class LmdeployEngine:
+    """Answers prompts on the GPUs that CUDA_VISIBLE_DEVICES shows, `slots` at a time.
+
+    Arguments as in `worker.engine.EngineSpec`. `folder` may also be a hub id or one of the guide's
+    names; `name` is what callers know the model as, the folder where not given.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        name: str | None = None,
+        backend: str = "auto",
+        tp: int = 1,
+        slots: int | None = None,
+        context_tokens: int | None = None,
+        readers: int | None = None,
+        has_prefix_cache: bool = True,
+        trust_remote_code: bool = False,
+        decode: Callable[[bytes], NDArray[np.uint8]] | None = None,
+    ) -> None:
+        self._folder = folder
+        self._name = name or folder
+        self._backend = backend
+        self._tp = tp
+        self._slots = slots or DEFAULT_SLOTS
+        self._context_tokens = context_tokens
+        self._reader_count = readers or max(1, min(MAX_READERS, _cores() // 3))
+        self._has_prefix_cache = has_prefix_cache
+        self._trust_remote_code = trust_remote_code
+        self._decode = decode
+        self._opened: _Opened | None = None
+        self._inside = 0
+        self._left = asyncio.Event()
+
+    async def start(self) -> ModelCard:
+        """Load the model. Raises EngineFailed with a sentence that says what is missing."""
+        from worker.engine.lmdeploy.backend import Backend, BackendSpec  # noqa: PLC0415 - see below
+
+        await self.close()
+        folder = _fetched(hub_id(self._folder))
+        spec = BackendSpec(
+            folder=folder,
+            name=self._backend,
+            tp=self._tp,
+            slots=self._slots,
+            context_tokens=self._context_tokens,
+            has_prefix_cache=self._has_prefix_cache,
+            trust_remote_code=self._trust_remote_code,
+        )
+        try:
+            backend = Backend(spec)  # blocks this loop, on which nothing else runs yet
+        except (RuntimeError, ValueError, AssertionError, ImportError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise EngineFailed(f"LMDeploy cannot load {self._folder}: {reason[0]}") from error
+        readers = await self._readers(folder, backend)
+        defaults = ours.Defaults.in_folder(Path(folder))
+        self._opened = _Opened(backend, readers, defaults, backend.eos_ids)
+        return self._card(self._opened)
+
+    async def generate(self, prompt: Prompt) -> AsyncGenerator[Delta, None]:
+        """Yield the answer. Closing the iterator takes the prompt out of the engine at once.
+
+        Raises:
+            ContextTooLong: prompt and max_tokens do not fit.
+            OutOfMemory, EngineFailed, OptionUnsupported: this prompt alone failed.
+            EngineDied: the engine is broken, or was closed meanwhile.
+        """
+        opened = self._living()
+        read = await opened.readers.read(prompt.turns)
+        self._check_length(prompt, len(read.token_ids), opened)
+        answering = Answering(
+            prompt,
+            prompt_tokens=len(read.token_ids),
+            eos_ids=opened.eos_ids,
+            decode=opened.backend.decode,
+        )
+        if answering.is_over:
+            yield answering.last()
+            return
+        handle = await self._seat(opened)
+        self._inside += 1
+        try:
+            outputs = opened.backend.stream(
+                handle,
+                read.token_ids + list(prompt.emitted_ids),
+                read.multimodal,
+                ours.generation(
+                    prompt.options,
+                    opened.defaults,
+                    emitted=len(prompt.emitted_ids),
+                    eos_ids=opened.eos_ids,
+                ),
+            )
+            async with aclosing(outputs):
+                async for ids, is_last in outputs:
+                    delta = answering.take(ids, is_last=is_last)
+                    yield delta
+                    if delta.finish_reason:
+                        return
+                    await self._rest(opened)
+        finally:
+            self._inside -= 1
+            self._left.set()
+            opened.backend.leave(handle)
+
+    async def counters(self) -> Counters:
+        """Return LMDeploy's own counters."""
+        return self._living().backend.counters()
+
+    async def close(self) -> None:
+        """Free the device. Prompts that are inside end with EngineDied."""
+        opened, self._opened = self._opened, None
+        if opened is None:
+            return
+        opened.is_closed = True
+        await opened.readers.close()
+        while self._inside:
+            self._left.clear()
+            await self._left.wait()
+        opened.backend.close()
+
+    async def _seat(self, opened: "_Opened") -> Any:
+        """Wait for a handle. After `close` each waiter hands its on to the next, and raises."""
+        handle = await opened.backend.seat()
+        if self._opened is not opened:
+            opened.backend.leave(handle)
+            raise EngineDied(_CLOSED)
+        return handle
+
+    async def _rest(self, opened: "_Opened") -> None:
+        """Let others have the loop for a moment, and see whether the engine was closed."""
+        if self._inside > UNPACED:
+            await asyncio.sleep(PACE_S)
+        if opened.is_closed:
+            raise EngineDied(_CLOSED)
+
+    async def _readers(self, folder: str, backend: "Backend") -> "Readers":
+        from worker.engine.lmdeploy.readers import Readers  # noqa: PLC0415 - with it
+        from worker.engine.lmdeploy.reading import ReaderSpec  # noqa: PLC0415 - imports LMDeploy
+
+        if not backend.sees_by_itself:
+            raise EngineFailed(
+                f"TurboMind does not see pictures by itself with {self._folder}; "
+                "use --backend pytorch"
+            )
+        spec = ReaderSpec(folder, backend.feature_dtype, self._trust_remote_code, self._decode)
+        readers = Readers(spec, self._reader_count)
+        await readers.start()
+        return readers
+
+    def _check_length(self, prompt: Prompt, prompt_tokens: int, opened: "_Opened") -> None:
+        limit, asked = opened.backend.context_tokens, prompt.options.max_tokens
+        if prompt_tokens + asked > limit:
+            raise ContextTooLong(
+                f"the prompt has {prompt_tokens} tokens and max_tokens is {asked}: together they "
+                f"must not be over {limit}"
+            )
+
+    def _living(self) -> "_Opened":
+        if self._opened is None:
+            raise EngineDied(_CLOSED)
+        return self._opened
+
+    def _card(self, opened: "_Opened") -> ModelCard:
+        from worker.engine.lmdeploy.reading import takes_video  # noqa: PLC0415 - imports LMDeploy
+
+        backend = opened.backend
+        max_pixels, multiple = picture_limits(getattr(backend.vision, "processor", None))
+        sees = backend.vision is not None and self._decode is not None
+        return ModelCard(
+            model=self._name,
+            engine="lmdeploy",
+            backend=backend.name,
+            context_tokens=backend.context_tokens,
+            slots=backend.slots + READ_AHEAD * self._reader_count,
+            is_multimodal=sees,
+            takes_video=sees and takes_video(backend.vision),
+            max_pixels=max_pixels,
+            pixel_multiple=multiple,
+            frame_max_pixels=min(max_pixels, FRAME_MAX_PIXELS),
+            options=ours.HONOURED,
+            capacity_tokens=backend.capacity_tokens,
+        )
+
+
+@dataclass(slots=True)
+class _Opened:
+    """What exists while the engine is open."""
+
+    backend: "Backend"
+    readers: "Readers"
+    defaults: ours.Defaults
+    eos_ids: frozenset[int]
+    is_closed: bool = False
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _fetched(name: str) -> str:
+    """Return a folder as it is, and the folder into which a hub model was downloaded.
+
+    Raises:
+        EngineFailed: it cannot be had; a private model needs HF_TOKEN.
+    """
+    if Path(name).is_dir():
+        return name
+    from lmdeploy.utils import get_model  # noqa: PLC0415 - only for hub models
+
+    try:
+        return str(get_model(name))
+    except Exception as error:  # the hub's client has a dozen classes of errors
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineFailed(
+            f"{name} is no folder and cannot be fetched from the hub (a private model needs "
+            f"HF_TOKEN): {reason[0]}"
+        ) from error

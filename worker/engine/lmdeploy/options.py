@@ -1,0 +1,80 @@
+"""Our options in LMDeploy's words. Pure: nothing here imports LMDeploy."""
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from worker.engine.base import EngineOptions
+
+HONOURED = frozenset(
+    {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "ignore_eos"}
+)
+"""The optional request fields that the engine honours; any other is refused at submission."""
+
+_SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: seeds of two attempts differ widely
+_SEED_LIMIT = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """A checkpoint's generation_config.json, with the guide's defaults in its gaps.
+
+    Source of those: the guide (temperature 1, top_k 50, top_p 1, repetition_penalty 1).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Self:
+        """Read a generation_config. One that says `do_sample: false` is greedy."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        given = {name: config[name] for name in names if config.get(name) is not None}
+        if config.get("do_sample") is False:
+            given["temperature"] = 0.0
+        return cls(**given)
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Self:
+        """Read a checkpoint folder's generation_config.json; without one all is the default."""
+        file = folder / "generation_config.json"
+        return cls.of(json.loads(file.read_text()) if file.is_file() else {})
+
+
+def generation(
+    options: EngineOptions, defaults: Defaults, *, emitted: int, eos_ids: frozenset[int]
+) -> dict[str, Any]:
+    """Return the arguments of LMDeploy's GenerationConfig.
+
+    Stop texts are not among them: LMDeploy stops at tokens that contain such a text, we stop at the
+    text. An attempt that goes on after `emitted` tokens draws other random numbers than the first
+    attempt did from the same seed: the engine would repeat those of the answer's beginning.
+    """
+    temperature = _given(options.temperature, defaults.temperature)
+    is_greedy = temperature == 0
+    return {
+        "max_new_tokens": options.max_tokens - emitted,
+        "do_sample": True,  # what is greedy is said by top_k, so that a penalty still counts
+        "temperature": 1.0 if is_greedy else temperature,
+        "top_k": 1 if is_greedy else _given(options.top_k, defaults.top_k),
+        "top_p": 1.0 if is_greedy else _given(options.top_p, defaults.top_p),
+        "min_p": 0.0 if is_greedy else _given(options.min_p, defaults.min_p),
+        "repetition_penalty": _given(options.repetition_penalty, defaults.repetition_penalty),
+        "random_seed": _seed(options.seed, emitted),
+        "ignore_eos": options.ignore_eos,
+        "stop_token_ids": sorted(eos_ids),
+    }
+
+
+def _seed(seed: int | None, emitted: int) -> int:
+    start = secrets.randbits(63) if seed is None else seed
+    return (start + emitted * _SEED_STEP) % _SEED_LIMIT
+
+
+def _given(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -1,0 +1,211 @@
+"""The pool of reading processes, as the engine process sees it: one await per prompt.
+
+LMDeploy preprocesses pictures on one thread beside its engine's loop. Here that loop writes a
+prompt's few kilobytes of JPEG to one of several processes, and maps the tensors that come back.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from worker.contract.errors import EngineDied, EngineFailed, JobError
+from worker.contract.log import event
+from worker.engine.base import Turn
+from worker.engine.child_process import command
+from worker.engine.lmdeploy import parcel
+from worker.engine.lmdeploy.reading_process import READY, TICKET
+from worker.engine.wire import Outbox
+
+if TYPE_CHECKING:
+    from worker.engine.lmdeploy.reading import Read, ReaderSpec
+
+MAX_TRIES = 2
+"""How many processes a prompt may take down: its own fault is certain with the second."""
+_STDERR = 2
+
+_log = logging.getLogger(__name__)
+
+
+class Readers:
+    """`size` processes that read prompts for one engine. One event loop owns it."""
+
+    def __init__(self, spec: "ReaderSpec", size: int, log_level: str = "INFO") -> None:
+        self._spec = spec
+        self._size = size
+        self._log_level = log_level
+        self._children: list[_Child] = []  # those that have opened the model
+        self._alive: set[_Child] = set()
+        self._watching: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    async def start(self) -> None:
+        """Start the processes; return once all have opened the model's preprocessing.
+
+        Raises:
+            EngineFailed: one could not; the sentence says why.
+        """
+        await asyncio.gather(*(self._add() for _ in range(self._size)))
+
+    async def read(self, turns: Sequence[Turn]) -> "Read":
+        """Return a prompt as the engine takes it.
+
+        Raises:
+            EngineFailed, OutOfMemory: this prompt alone cannot be read.
+            EngineDied: no process is left, or the pool was closed.
+        """
+        for _ in range(MAX_TRIES):
+            if self._is_closed or not self._children:
+                raise EngineDied("no process is left that could prepare prompts", was_inside=False)
+            child = min(self._children, key=lambda one: len(one.waiting))
+            answer: Read | JobError | None = await child.ask(tuple(turns))
+            if isinstance(answer, JobError):
+                raise answer
+            if answer is not None:
+                return answer
+        raise EngineFailed("preparing this prompt ended the process that did it")
+
+    async def close(self) -> None:
+        """End all processes; whoever waits for one hears EngineDied."""
+        self._is_closed = True
+        for child in self._alive:
+            child.kill()
+        if self._watching:
+            await asyncio.wait(self._watching)
+
+    @property
+    def pids(self) -> list[int]:
+        """The living processes' ids."""
+        return [child.pid for child in self._children]
+
+    async def _add(self) -> None:
+        child = await _Child.spawn(self._log_level)
+        self._alive.add(child)
+        if self._is_closed:
+            child.kill()
+        watching = asyncio.create_task(self._watch(child))
+        self._watching.add(watching)
+        watching.add_done_callback(self._watching.discard)
+        error = await child.open(self._spec)
+        if error is not None:
+            child.kill()
+            raise error
+        self._children.append(child)
+
+    async def _watch(self, child: "_Child") -> None:
+        """Replace a process that ends; one that cannot even open the model is not replaced."""
+        status = await child.ended()
+        self._alive.discard(child)
+        if child not in self._children:
+            return
+        self._children.remove(child)
+        if self._is_closed:
+            return
+        event(_log, "reader.ended", level=logging.WARNING, pid=child.pid, status=status)
+        try:
+            await self._add()
+        except JobError as error:
+            event(_log, "reader.lost", level=logging.ERROR, reason=error.message)
+
+
+class _Child:
+    """One life of a reading process. Its futures carry values: None means that it is gone."""
+
+    def __init__(self, process: Process, outbox: Outbox, told: socket.socket) -> None:
+        self.pid = process.pid
+        self.waiting: dict[int, asyncio.Future[Any]] = {}
+        self._process = process
+        self._outbox = outbox
+        self._told = told
+        self._numbers = count(1)
+
+    @classmethod
+    async def spawn(cls, log_level: str) -> "_Child":
+        """Start a process that waits for what to open. It sees no GPU."""
+        asking, asked = socket.socketpair()
+        hearing, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with asked, told, contextlib.ExitStack() as unless_started:
+            unless_started.enter_context(asking)
+            unless_started.enter_context(hearing)
+            process = await asyncio.create_subprocess_exec(
+                "env",
+                "CUDA_VISIBLE_DEVICES=",
+                *command(
+                    "worker.engine.lmdeploy.reading_process",
+                    *map(str, (asked.fileno(), told.fileno(), os.getpid(), log_level)),
+                ),
+                stdin=DEVNULL,
+                stdout=_STDERR,
+                pass_fds=[asked.fileno(), told.fileno()],
+            )
+            unless_started.pop_all()
+        _, writer = await asyncio.open_connection(sock=asking)
+        hearing.setblocking(False)
+        child = cls(process, Outbox(writer), hearing)
+        asyncio.get_running_loop().add_reader(hearing, child._hear)
+        return child
+
+    async def open(self, spec: "ReaderSpec") -> JobError | None:
+        """Send what to open; return None once that is done, else why it cannot be."""
+        opened = self._expect(READY)
+        self._outbox.post(spec)
+        answer = await opened
+        self.waiting.pop(READY)
+        if answer is None:
+            return EngineFailed("a process that prepares prompts ended while it opened the model")
+        return answer if isinstance(answer, JobError) else None
+
+    async def ask(self, turns: tuple[Turn, ...]) -> Any:
+        """Return a `Read`, a JobError, or None where the process ended meanwhile."""
+        number = next(self._numbers)
+        answer = self._expect(number)
+        self._outbox.post((number, turns))
+        try:
+            return await answer
+        finally:
+            self.waiting.pop(number, None)
+
+    async def ended(self) -> int:
+        """Wait until the process is gone and everybody who waited for it knows."""
+        status = await self._process.wait()
+        asyncio.get_running_loop().remove_reader(self._told)
+        self._hear()  # its last words
+        self._told.close()
+        for answer in self.waiting.values():
+            if not answer.done():
+                answer.set_result(None)
+        return status
+
+    def kill(self) -> None:
+        """Send SIGKILL if it is not gone yet."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def _expect(self, number: int) -> asyncio.Future[Any]:
+        answer = self.waiting[number] = asyncio.get_running_loop().create_future()
+        return answer
+
+    def _hear(self) -> None:
+        while True:
+            try:
+                ticket, held, _, _ = socket.recv_fds(self._told, TICKET.size, 1)
+            except (BlockingIOError, ConnectionError):
+                return
+            if not ticket:
+                asyncio.get_running_loop().remove_reader(self._told)
+                return
+            self._take(TICKET.unpack(ticket)[0], held[0])
+
+    def _take(self, number: int, descriptor: int) -> None:
+        """Open a parcel; one for a prompt that was cancelled is only closed."""
+        try:
+            answer = self.waiting.get(number)
+            if answer is not None and not answer.done():
+                answer.set_result(parcel.unpack(descriptor))
+        finally:
+            os.close(descriptor)
