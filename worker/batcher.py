@@ -8,15 +8,24 @@ answer that somebody reads already goes before those that have not begun.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 
 @dataclass(slots=True, eq=False)
-class _Entry:
+class Room:
+    """What one job holds: `tokens` are guessed before it enters, and known once it is inside."""
+
     tokens: int
     is_alone: bool
     admitted: "asyncio.Future[None]"
+    admit_others: Callable[[], None]
+
+    def is_now(self, tokens: int) -> None:
+        """Say how many tokens the job occupies at most; what it does not need is given back."""
+        if tokens != self.tokens:
+            self.tokens = tokens
+            self.admit_others()
 
 
 class Batcher:
@@ -28,8 +37,8 @@ class Batcher:
     def __init__(self, slots: int, max_batch_tokens: int) -> None:
         self._slots = slots
         self._budget = max_batch_tokens
-        self._waiting: deque[_Entry] = deque()
-        self._inside: set[_Entry] = set()
+        self._waiting: deque[Room] = deque()
+        self._inside: set[Room] = set()
 
     def __len__(self) -> int:
         return len(self._inside)
@@ -37,13 +46,14 @@ class Batcher:
     @contextlib.asynccontextmanager
     async def room(
         self, tokens: int, *, alone: bool = False, first: bool = False
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[Room]:
         """Wait for room, and hold it while the block runs.
 
         `first`: before all that wait, for a job that goes on with what it has streamed.
         `alone`: nobody else is inside meanwhile, for a job that is suspected of killing engines.
         """
-        entry = _Entry(tokens, alone, asyncio.get_running_loop().create_future())
+        entered = asyncio.get_running_loop().create_future()
+        entry = Room(tokens, alone, entered, self._admit)
         if first:
             self._waiting.appendleft(entry)
         else:
@@ -51,7 +61,7 @@ class Batcher:
         self._admit()
         try:
             await entry.admitted
-            yield
+            yield entry
         finally:
             self._inside.discard(entry)
             with contextlib.suppress(ValueError):
@@ -65,7 +75,7 @@ class Batcher:
                 self._inside.add(entry)
                 entry.admitted.set_result(None)
 
-    def _fits(self, entry: _Entry) -> bool:
+    def _fits(self, entry: Room) -> bool:
         if not self._inside:
             return True
         if entry.is_alone or any(other.is_alone for other in self._inside):

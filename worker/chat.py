@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from worker.batcher import Batcher
+from worker.batcher import Batcher, Room
 from worker.contract.errors import ExecutionTimeout, JobError
 from worker.contract.job import ChatRequest, Hold, JobStatus, Message, Outcome, PreparedMedia
 from worker.contract.s3 import ObjectStore
@@ -72,18 +72,20 @@ class ChatAttempt:
         prompt = await self._prompt()
         is_suspect = self._hold.crashes >= _SUSPECT_CRASHES
         goes_on = bool(self._hold.emitted_ids) and not is_suspect  # who would hold up all others
-        async with self._batcher.room(self._cost(prompt), alone=is_suspect, first=goes_on):
+        cost = self._cost(prompt)
+        async with self._batcher.room(cost, alone=is_suspect, first=goes_on) as room:
             self._stream.begin(self._hold)
             self._began_at = time.monotonic()
-            await self._generate(prompt)
+            await self._generate(prompt, room)
 
-    async def _generate(self, prompt: Prompt) -> None:
+    async def _generate(self, prompt: Prompt, room: Room) -> None:
         timeout_s = self._hold.spec.timeout_s
         clock = asyncio.timeout(None if timeout_s is None else timeout_s - self._hold.ran_s)
         try:
             async with clock, aclosing(self._engine.generate(prompt)) as deltas:
                 async for delta in deltas:
                     self._take(delta)
+                    room.is_now(self._prompt_tokens + prompt.options.max_tokens)
         except TimeoutError as error:
             if not clock.expired():
                 raise

@@ -197,8 +197,7 @@ class ChatRuntime(Base):
         await self._connect()
         await self.say("loading")
         self._model = await self._engine.start()
-        slots = self._model.slots
-        self._batcher = Batcher(slots, slots * self._model.context_tokens)
+        self._batcher = Batcher(self._model.slots, _capacity_tokens(self._model))
         self._stream = DeltaStream(self._store, self._holds.lose)
         self._chat = self._runner(Lane.CHAT, self._begin, self._why_cancelled)
         self._spawn(self._stream.run())
@@ -416,3 +415,8 @@ def _end_with_it(task: "asyncio.Task[None]") -> None:
     error = None if task.cancelled() else task.exception()
     _log.critical("worker.broken", extra={"task": task.get_name()}, exc_info=error)
     os._exit(_FAULT_STATUS)
+
+
+def _capacity_tokens(card: ModelCard) -> int:
+    """Return what all jobs inside may occupy; an engine that knows no bound has its slots."""
+    return card.capacity_tokens or card.slots * card.context_tokens

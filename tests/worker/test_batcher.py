@@ -89,6 +89,32 @@ async def test_a_job_larger_than_the_budget_enters_an_empty_engine():
     await finish(huge, after)
 
 
+async def test_a_job_that_turns_out_smaller_lets_the_next_in():
+    batcher = Batcher(10, 100)
+
+    async with batcher.room(90) as room:
+        next_one = Guest(batcher, 50)
+        before = await inside(next_one)
+        room.is_now(50)
+        after = await inside(next_one)
+
+    assert (before, after) == ([False], [True])
+    await finish(next_one)
+
+
+async def test_a_job_that_turns_out_larger_keeps_the_next_out():
+    batcher = Batcher(10, 100)
+
+    async with batcher.room(10) as room:
+        room.is_now(80)
+        next_one = Guest(batcher, 30)
+        during = await inside(next_one)
+
+    assert during == [False]
+    assert await inside(next_one) == [True]
+    await finish(next_one)
+
+
 async def test_a_suspect_is_alone():
     batcher = Batcher(10, 100)
     a, suspect, after = Guest(batcher), Guest(batcher, alone=True), Guest(batcher)
