@@ -32,12 +32,9 @@ DOORS = {
     "transformers": {"worker.engine.transformers.*", "worker.demo.*"},
     "tokenizers": {"worker.engine.transformers.*", "worker.demo.*"},
     "lmdeploy": {"worker.engine.lmdeploy*"},
-    "aiohttp": {"worker.outbound"},
-    "httpx": {
-        "worker.client",
-        "worker.attachments",
-        "worker.bulk",
-    },  # the command line, a caller like any other
+    "aiohttp": {"worker.outbound", "worker.bench.client"},
+    # The command line is a caller like any other.
+    "httpx": {"worker.client", "worker.attachments", "worker.bulk"},
     "requests": set(),
     "fastapi": {"api.*"},
     "starlette": {"api.*"},

@@ -430,6 +430,44 @@ def flower(host: str, port: int) -> None:
     app.start(["flower", f"--address={host}", f"--port={port}"])
 
 
+@cli.command(epilog="Example: forebay bench http://127.0.0.1:8000 --jobs 512")
+@click.argument("url", default="http://127.0.0.1:8000")
+@click.option(
+    "--api",
+    type=click.Choice(("chat", "jobs")),
+    default="chat",
+    show_default=True,
+    help="Which door: /v1/chat/completions of any server, or our own /v1/jobs.",
+)
+@click.option("--model", default="", help="[default: the first that the server serves]")
+@click.option("--stream/--no-stream", default=True, show_default=True)
+@click.option("--jobs", type=click.IntRange(1), help="So many at once.  [default: 64]")
+@click.option("--seconds", type=click.FloatRange(1), help="Steady load for so long instead.")
+@click.option("--rate", type=click.FloatRange(min=0.01), help="Steady: so many a second.")
+@click.option("--inside", type=click.IntRange(1), help="Steady: always so many under way.")
+@click.option("--text", "is_text", is_flag=True, help="No pictures.")
+@click.option("--pixels", type=click.IntRange(28, 4096), default=448, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--ignore-eos/--no-ignore-eos", default=True, show_default=True)
+@click.option("--prompt", default="", help="Another question; {number} is the request's.")
+@click.option("--key", default="", envvar="OPENAI_API_KEY", show_envvar=True, help="API key.")
+@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+def bench(url: str, *, is_text: bool, as_json: bool, processes: int, **given: Any) -> int:
+    """Load a server with generated pictures: rates, time to first token, waiting, pieces.
+
+    With --jobs all are sent at once; with --seconds and --rate or --inside the load is steady, and
+    the rates leave the first 15 % of it out.
+    """
+    from worker.bench import command
+    from worker.bench.load import Load
+
+    given["pixels"] = 0 if is_text else given["pixels"]
+    given["jobs"] = given["jobs"] or (0 if given["seconds"] else 64)
+    load = Load(url=url, **{n: v for n, v in given.items() if v is not None})
+    return command.main(load, processes=processes, as_json=as_json)
+
+
 @cli.command(epilog="Example: forebay check --model ./InternVL2-8B")
 @click.option("--model", default="demo", show_default=True, help="Checkpoint folder, or `demo`.")
 def check(model: str) -> int:

@@ -1,0 +1,1 @@
+"""`forebay bench`: the same load against any OpenAI-compatible server, and against our own jobs."""
