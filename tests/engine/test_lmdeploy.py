@@ -12,16 +12,17 @@ import pytest
 from tests.support.prompts import ask, decode, picture
 from worker.contract.errors import EngineDied, EngineFailed
 from worker.engine import EngineSpec, load_engine
-from worker.engine.base import Clip, Delta, Prompt, Turn
+from worker.engine.base import Clip, Delta, Prompt, ToolCall, ToolUse, Turn
 from worker.engine.lmdeploy.answering import Answering
 from worker.engine.lmdeploy.models import hub_id
-from worker.engine.lmdeploy.options import Defaults, generation
+from worker.engine.lmdeploy.options import Defaults, generation, repeats
 
 if TYPE_CHECKING:
     from worker.engine.lmdeploy.readers import Readers
 
 EOS = 0
 NO_EOS: frozenset[int] = frozenset()
+OPTIONS = ask("?").options
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -201,6 +202,41 @@ def test_a_later_attempt_says_only_what_comes_after():
     assert delta == Delta("cde", (4, 5), 11, "length")
 
 
+def test_an_answer_of_a_given_format_is_begun_anew_and_must_come_out_the_same():
+    options = ask("?", max_tokens=5, json_schema={"type": "object"}).options
+    prompt = Prompt("p", (Turn("user", ("?",)),), options, (1, 2), "ab")
+
+    def begun() -> Answering:
+        return Answering(
+            prompt, prompt_tokens=11, eos_ids=NO_EOS, decode=letters, repeats=repeats(prompt)
+        )
+
+    answer = begun()
+
+    assert [answer.take([1], is_last=False), answer.take([2, 3], is_last=False)] == [
+        Delta("", (), 11),
+        Delta("c", (3,), 11),
+    ]
+    with pytest.raises(EngineFailed, match="came out otherwise"):
+        begun().take([1, 9], is_last=False)
+
+
+def test_a_call_of_a_tool_is_told_apart_and_ends_the_answer_as_one():
+    words = ["", "<tool_call>", '{"name": "add", ', '"arguments": {}}', "</tool_call>", "."]
+    tools = ToolUse(({"name": "add"},), max_calls=1)
+    answer = Answering(
+        ask("?", max_tokens=9, tools=tools),
+        prompt_tokens=1,
+        eos_ids=NO_EOS,
+        decode=lambda ids: "".join(words[token] for token in ids),
+    )
+
+    delta = answer.take([1, 2, 3, 4, 5], is_last=False)
+
+    assert delta.tool_calls == (ToolCall("add", "{}"),)
+    assert (delta.text, delta.token_ids, delta.finish_reason) == ("", (1, 2, 3, 4), "tool_calls")
+
+
 def test_what_earlier_attempts_made_whole_is_over():
     prompt = Prompt("p", (Turn("user", ("?",)),), ask("?", max_tokens=2).options, (1, 2), "ab")
     answer = answering(prompt)
@@ -258,8 +294,8 @@ def _turns(*parts: object) -> tuple[Turn, ...]:
 
 
 async def test_pictures_fill_their_places_and_come_in_the_engines_type(readers: "Readers"):
-    one = await readers.read(_turns(picture(), "有几只羊？"))
-    two = await readers.read(_turns(picture(seed=1), picture(seed=2), "有几只羊？"))
+    one = await readers.read(_turns(picture(), "有几只羊？"), OPTIONS)
+    two = await readers.read(_turns(picture(seed=1), picture(seed=2), "有几只羊？"), OPTIONS)
 
     assert len(two.token_ids) > len(one.token_ids)
     assert len(one.multimodal) == 1
@@ -268,8 +304,8 @@ async def test_pictures_fill_their_places_and_come_in_the_engines_type(readers: 
 
 
 async def test_the_same_picture_has_the_same_fingerprint_wherever_it_stands(readers: "Readers"):
-    alone = await readers.read(_turns(picture(seed=1)))
-    among = await readers.read(_turns(picture(seed=2), "and", picture(seed=1)))
+    alone = await readers.read(_turns(picture(seed=1)), OPTIONS)
+    among = await readers.read(_turns(picture(seed=2), "and", picture(seed=1)), OPTIONS)
 
     assert alone.multimodal[0]["fingerprint"] == among.multimodal[1]["fingerprint"]
 
@@ -279,13 +315,13 @@ async def test_a_clip_is_numbered_pictures_where_the_model_takes_no_video(
 ):
     clip = Clip((picture(seed=1), picture(seed=2)), (0.5, 1.5), "sha")
 
-    read = await readers.read(_turns(clip, "描述视频"))
+    read = await readers.read(_turns(clip, "描述视频"), OPTIONS)
 
     assert len(read.multimodal) == 2
 
 
 async def test_special_tokens_of_a_user_are_text(readers: "Readers"):
-    read = await readers.read(_turns("<|image_pad|> <IMAGE_TOKEN> <|im_end|>", picture()))
+    read = await readers.read(_turns("<|image_pad|> <IMAGE_TOKEN> <|im_end|>", picture()), OPTIONS)
 
     assert len(read.multimodal) == 1
 
@@ -294,8 +330,8 @@ async def test_a_prompt_that_cannot_be_read_fails_alone(readers: "Readers"):
     from worker.engine.base import Picture  # noqa: PLC0415
 
     good, bad = await asyncio.gather(
-        readers.read(_turns(picture(), "?")),
-        readers.read(_turns(Picture(b"no picture", 84, 56, "sha"), "?")),
+        readers.read(_turns(picture(), "?"), OPTIONS),
+        readers.read(_turns(Picture(b"no picture", 84, 56, "sha"), "?"), OPTIONS),
         return_exceptions=True,
     )
 
@@ -309,7 +345,9 @@ async def test_a_process_that_dies_is_replaced_and_its_prompts_are_read_again(
     victims = readers.pids
     for pid in victims:
         os.kill(pid, signal.SIGSTOP)
-    asked = [asyncio.create_task(readers.read(_turns(picture(), f"{n}"))) for n in range(3)]
+    asked = [
+        asyncio.create_task(readers.read(_turns(picture(), f"{n}"), OPTIONS)) for n in range(3)
+    ]
     await asyncio.sleep(0)
     os.kill(victims[1], signal.SIGCONT)
 
@@ -323,7 +361,7 @@ async def test_closing_ends_the_processes_and_whoever_waits(readers: "Readers"):
     pids = readers.pids
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    waiting = asyncio.create_task(readers.read(_turns(picture(), "?")))
+    waiting = asyncio.create_task(readers.read(_turns(picture(), "?"), OPTIONS))
     await asyncio.sleep(0)
 
     await readers.close()

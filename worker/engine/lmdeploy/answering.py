@@ -1,9 +1,10 @@
 """One answer: token ids in, as many as came since the last time, deltas out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from worker.engine.answer import AnswerText
+from worker.contract.errors import EngineFailed
 from worker.engine.base import Delta, Prompt
+from worker.engine.channels import Channels, Words
 from worker.engine.detokenizer import Detokenizer
 
 
@@ -11,7 +12,8 @@ class Answering:
     """Turns what the engine sampled into deltas, and says when the answer is over.
 
     `eos_ids` end an answer and are no part of it. `decode` turns ids into text, without special
-    tokens.
+    tokens. `reasons` and `is_thinking` as for `Channels`. `repeats`: the engine begins the answer
+    anew, and what earlier attempts emitted will come once more.
     """
 
     def __init__(
@@ -21,42 +23,71 @@ class Answering:
         prompt_tokens: int,
         eos_ids: frozenset[int],
         decode: Callable[[Sequence[int]], str],
+        reasons: bool = False,
+        is_thinking: bool = False,
+        repeats: bool = False,
     ) -> None:
         options = prompt.options
         self._left = options.max_tokens - len(prompt.emitted_ids)
         self._eos_ids = frozenset() if options.ignore_eos else eos_ids
-        self._has_stops = bool(options.stop)
+        self._may_stop = bool(options.stop) or options.tools is not None
         self._prompt_tokens = prompt_tokens
         self._detokenizer = Detokenizer(decode)
-        self._text = AnswerText(options.stop, prompt.emitted_text)
+        self._channels = Channels(prompt, reasons=reasons, is_thinking=is_thinking)
+        self._repeated = list(prompt.emitted_ids) if repeats else []
         self._unsent = self._shown(prompt.emitted_ids)[1]
 
     @property
     def is_over(self) -> bool:
         """True where earlier attempts left nothing to generate."""
-        return self._left <= 0 or self._text.is_stopped
+        return self._left <= 0 or self._channels.is_stopped
 
     def take(self, sampled: Sequence[int], *, is_last: bool) -> Delta:
         """Return the delta for newly sampled tokens; `is_last`: the engine has ended the answer."""
-        ids, has_ended = self._before_end(sampled)
-        taken, text = self._shown(ids)
+        ids, has_ended = self._before_end(self._fresh(sampled))
+        taken, words = self._shown(ids)
         self._left -= taken
-        self._unsent += text
+        self._unsent += words
         kept = tuple(ids[:taken])
-        if self._text.is_stopped:
+        if self._channels.is_stopped:
             return self.last(kept)
         if has_ended:
             return self.last(kept, "stop")
         if is_last or self._left <= 0:
             return self.last(kept)
-        text, self._unsent = self._unsent, ""
-        return Delta(text, kept, self._prompt_tokens)
+        words, self._unsent = self._unsent, Words()
+        return self._delta(words, kept, None)
 
     def last(self, token_ids: tuple[int, ...] = (), reason: str = "length") -> Delta:
         """Return the last delta. A stop text in what was held back goes before `reason`."""
-        rest = self._text.push(self._detokenizer.finish()) + self._text.finish()
-        reason = "stop" if self._text.is_stopped else reason
-        return Delta(self._unsent + rest, token_ids, self._prompt_tokens, reason)
+        rest = self._channels.push(self._detokenizer.finish()) + self._channels.finish()
+        reason = self._channels.reason("stop" if self._channels.is_stopped else reason)
+        return self._delta(self._unsent + rest, token_ids, reason)
+
+    def _delta(self, words: Words, token_ids: tuple[int, ...], reason: str | None) -> Delta:
+        return Delta(
+            words.text,
+            token_ids,
+            self._prompt_tokens,
+            reason,
+            reasoning=words.reasoning,
+            tool_calls=words.tool_calls,
+        )
+
+    def _fresh(self, sampled: Sequence[int]) -> Sequence[int]:
+        """Return what earlier attempts have not emitted; what they have must come out the same.
+
+        Raises:
+            EngineFailed: it does not, so nothing that may follow would fit.
+        """
+        again = len(self._repeated[: len(sampled)])
+        if list(sampled[:again]) != self._repeated[:again]:
+            raise EngineFailed(
+                "the answer could not be taken up again: an answer of a given format is begun anew "
+                "after its engine died, and this one came out otherwise"
+            )
+        del self._repeated[:again]
+        return sampled[again:]
 
     def _before_end(self, sampled: Sequence[int]) -> tuple[Sequence[int], bool]:
         """Return the tokens before the one that ends the text, and whether there is one."""
@@ -64,18 +95,20 @@ class Answering:
         end = next((at for at, token in enumerate(sampled) if token in self._eos_ids), None)
         return (sampled, False) if end is None else (sampled[:end], True)
 
-    def _shown(self, ids: Iterable[int]) -> tuple[int, str]:
+    def _shown(self, ids: Sequence[int]) -> tuple[int, Words]:
         """Return how many tokens were taken, and what of their text may be streamed.
 
-        With stop texts one token at a time: those after the one that completes such a text are no
-        part of the answer. Without, all at once, which costs as much as one.
+        With stop texts or tools one token at a time: those after the one that ends the answer are
+        no part of it. Without, all at once, which costs as much as one.
         """
-        ids = list(ids)
-        if not self._has_stops:
-            return len(ids), self._text.push(self._detokenizer.push(*ids)) if ids else ""
-        texts = []
+        words = Words()
+        if not self._may_stop:
+            return len(ids), self._pushed(*ids) if ids else words
         for number, token_id in enumerate(ids, start=1):
-            texts.append(self._text.push(self._detokenizer.push(token_id)))
-            if self._text.is_stopped:
-                return number, "".join(texts)
-        return len(ids), "".join(texts)
+            words += self._pushed(token_id)
+            if self._channels.is_stopped:
+                return number, words
+        return len(ids), words
+
+    def _pushed(self, *token_ids: int) -> Words:
+        return self._channels.push(self._detokenizer.push(*token_ids))

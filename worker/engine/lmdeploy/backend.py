@@ -123,6 +123,12 @@ class Backend:
         )
         return frozenset(config.stop_token_ids or ())
 
+    @property
+    def reasons(self) -> bool:
+        """True where the model may think before it answers, as its chat template knows."""
+        template = getattr(self.asynchronous.tokenizer.model.model, "chat_template", None)
+        return "<think>" in str(template)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
         return str(self.asynchronous.tokenizer.model.model.decode(ids, skip_special_tokens=True))

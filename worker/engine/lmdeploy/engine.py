@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed
+from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed, OptionUnsupported
 from worker.engine.base import Counters, Delta, ModelCard, Prompt
 from worker.engine.lmdeploy import options as ours
 from worker.engine.lmdeploy.answering import Answering
@@ -111,29 +111,31 @@ class LmdeployEngine:
             EngineDied: the engine is broken, or was closed meanwhile.
         """
         opened = self._living()
-        read = await opened.readers.read(prompt.turns)
+        _refuse_forced_calls(prompt)
+        read = await opened.readers.read(prompt.turns, prompt.options)
         self._check_length(prompt, len(read.token_ids), opened)
         answering = Answering(
             prompt,
             prompt_tokens=len(read.token_ids),
             eos_ids=opened.eos_ids,
             decode=opened.backend.decode,
+            reasons=opened.backend.reasons,
+            is_thinking=read.is_thinking,
+            repeats=ours.repeats(prompt),
         )
         if answering.is_over:
             yield answering.last()
             return
+        emitted = () if ours.repeats(prompt) else prompt.emitted_ids
         handle = await self._seat(opened)
         self._inside += 1
         try:
             outputs = opened.backend.stream(
                 handle,
-                read.token_ids + list(prompt.emitted_ids),
+                [*read.token_ids, *emitted],
                 read.multimodal,
                 ours.generation(
-                    prompt.options,
-                    opened.defaults,
-                    emitted=len(prompt.emitted_ids),
-                    eos_ids=opened.eos_ids,
+                    prompt.options, opened.defaults, emitted=len(emitted), eos_ids=opened.eos_ids
                 ),
             )
             async with aclosing(outputs):
@@ -237,6 +239,12 @@ class _Opened:
     defaults: ours.Defaults
     eos_ids: frozenset[int]
     is_closed: bool = False
+
+
+def _refuse_forced_calls(prompt: Prompt) -> None:
+    tools = prompt.options.tools
+    if tools is not None and (tools.must_call or tools.only):
+        raise OptionUnsupported("this engine leaves it to the model whether it calls a tool")
 
 
 def _cores() -> int:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from worker.engine.base import EngineOptions
+from worker.engine.base import EngineOptions, Prompt
 
 HONOURED = frozenset(
     {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "ignore_eos"}
+    | {"response_format", "tools"}
 )
 """The optional request fields that the engine honours; any other is refused at submission."""
 
@@ -57,7 +58,7 @@ def generation(
     """
     temperature = _given(options.temperature, defaults.temperature)
     is_greedy = temperature == 0
-    return {
+    said = {
         "max_new_tokens": options.max_tokens - emitted,
         "do_sample": True,  # what is greedy is said by top_k, so that a penalty still counts
         "temperature": 1.0 if is_greedy else temperature,
@@ -69,6 +70,19 @@ def generation(
         "ignore_eos": options.ignore_eos,
         "stop_token_ids": sorted(eos_ids),
     }
+    if options.json_schema is not None:
+        said["response_format"] = response_format(options.json_schema)
+    return said
+
+
+def response_format(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema as LMDeploy's guided decoding takes it."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def repeats(prompt: Prompt) -> bool:
+    """Return whether an answer that was begun is begun anew: a grammar knows only its beginning."""
+    return prompt.options.json_schema is not None and bool(prompt.emitted_ids)
 
 
 def _seed(seed: int | None, emitted: int) -> int:

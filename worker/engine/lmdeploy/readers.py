@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from worker.contract.errors import EngineDied, EngineFailed, JobError
 from worker.contract.log import event
-from worker.engine.base import Turn
+from worker.engine.base import EngineOptions, Turn
 from worker.engine.child_process import command
 from worker.engine.lmdeploy import parcel
 from worker.engine.lmdeploy.reading_process import READY, TICKET
@@ -52,7 +52,7 @@ class Readers:
         """
         await asyncio.gather(*(self._add() for _ in range(self._size)))
 
-    async def read(self, turns: Sequence[Turn]) -> "Read":
+    async def read(self, turns: Sequence[Turn], options: EngineOptions) -> "Read":
         """Return a prompt as the engine takes it.
 
         Raises:
@@ -63,7 +63,7 @@ class Readers:
             if self._is_closed or not self._children:
                 raise EngineDied("no process is left that could prepare prompts", was_inside=False)
             child = min(self._children, key=lambda one: len(one.waiting))
-            answer: Read | JobError | None = await child.ask(tuple(turns))
+            answer: Read | JobError | None = await child.ask(tuple(turns), options)
             if isinstance(answer, JobError):
                 raise answer
             if answer is not None:
@@ -160,11 +160,11 @@ class _Child:
             return EngineFailed("a process that prepares prompts ended while it opened the model")
         return answer if isinstance(answer, JobError) else None
 
-    async def ask(self, turns: tuple[Turn, ...]) -> Any:
+    async def ask(self, turns: tuple[Turn, ...], options: EngineOptions) -> Any:
         """Return a `Read`, a JobError, or None where the process ended meanwhile."""
         number = next(self._numbers)
         answer = self._expect(number)
-        self._outbox.post((number, turns))
+        self._outbox.post((number, turns, options))
         try:
             return await answer
         finally:

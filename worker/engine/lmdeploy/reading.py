@@ -1,6 +1,7 @@
 """From turns to what LMDeploy's engine takes: token ids and picture tensors. Runs on a CPU."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch
+from lmdeploy._guided_decoding import ensure_response_format_compilable
 from lmdeploy.model import get_chat_template
 from lmdeploy.tokenizer import Tokenizer
 from lmdeploy.vl.constants import Modality
@@ -16,8 +18,10 @@ from lmdeploy.vl.model.builder import load_vl_model
 from numpy.typing import NDArray
 from PIL import Image
 
-from worker.contract.errors import EngineFailed
-from worker.engine.base import Clip, Part, Picture, Turn, frames_as_pictures
+from worker.contract.errors import EngineFailed, OptionUnsupported
+from worker.engine.base import Clip, EngineOptions, Part, Picture, Turn, frames_as_pictures
+from worker.engine.channels import THINK
+from worker.engine.lmdeploy.options import response_format
 from worker.engine.special_tokens import SpecialTokens
 
 _PICTURE_MARK = "<IMAGE_TOKEN>"  # LMDeploy takes this text for a picture
@@ -42,11 +46,13 @@ class ReaderSpec:
 class Read:
     """A prompt as the engine takes it: `token_ids` with the pictures' places filled.
 
-    `multimodal` is LMDeploy's own list, one entry per picture or frame, None for text.
+    `multimodal` is LMDeploy's own list, one entry per picture or frame, None for text;
+    `is_thinking`: the template has opened the model's reasoning.
     """
 
     token_ids: list[int]
     multimodal: list[dict[str, Any]] | None = field(default=None, repr=False)
+    is_thinking: bool = False
 
 
 class Reader:
@@ -66,38 +72,42 @@ class Reader:
             self._vision.set_mm_feature_dtype(self._dtype)
         self._specials = SpecialTokens(self._tokenizer.model.model, _PICTURE_MARK)
 
-    def read(self, turns: tuple[Turn, ...]) -> Read:
+    def read(self, turns: tuple[Turn, ...], options: EngineOptions) -> Read:
         """Return the prompt's token ids and tensors.
 
         Raises:
             EngineFailed: pictures for a model that takes none, a chat that the template refuses, or
                 a picture that the model's processor refuses.
+            OptionUnsupported: a JSON schema that guided decoding cannot follow.
         """
+        _check_schema(options)
+        tools = [{"type": "function", "function": f} for f in _functions(options)] or None
         has_media = any(not isinstance(part, str) for turn in turns for part in turn.parts)
         try:
-            return self._with_media(turns) if has_media else self._text_only(turns)
+            return self._with_media(turns, tools) if has_media else self._text_only(turns, tools)
         except (jinja2.TemplateError, AssertionError, ValueError, TypeError, KeyError) as error:
             raise EngineFailed(f"the model cannot be given this chat: {error}") from error
 
-    def _text_only(self, turns: tuple[Turn, ...]) -> Read:
-        chat = [
-            {"role": turn.role, "content": "".join(map(self._text, turn.parts))} for turn in turns
-        ]
-        return Read(list(self._tokenizer.encode(self._template.messages2prompt(chat))))
+    def _text_only(self, turns: tuple[Turn, ...], tools: Any) -> Read:
+        chat = [_message(turn, "".join(map(self._text, turn.parts))) for turn in turns]
+        text = self._template.messages2prompt(chat, tools=tools)
+        return Read(list(self._tokenizer.encode(text)), is_thinking=_is_thinking(text))
 
-    def _with_media(self, turns: tuple[Turn, ...]) -> Read:
+    def _with_media(self, turns: tuple[Turn, ...], tools: Any) -> Read:
         if self._vision is None or self._decode is None:
             raise EngineFailed("this model takes no pictures")
         shown = turns if takes_video(self._vision) else frames_as_pictures(turns)
-        chat = [{"role": turn.role, "content": self._content(turn)} for turn in shown]
+        chat = [_message(turn, self._content(turn)) for turn in shown]
         if ImageEncoder._is_new_preprocess_api(self._vision):  # noqa: SLF001 - how it tells them apart
-            text = self._vision.get_input_prompt(messages=chat, chat_template=self._template)
+            text = self._vision.get_input_prompt(chat, self._template, tools)
             result = self._vision.preprocess(chat, text, None)
         else:
             chat = self._vision.preprocess(chat)
-            result = self._vision.to_pytorch(chat, self._template, self._tokenizer)
+            result = self._vision.to_pytorch(chat, self._template, self._tokenizer, tools=tools)
+            text = result["prompt"]
         named = _named(result["multimodal"], list(_sources(shown)))
-        return Read(result["input_ids"], [self._as_computed(item) for item in named])
+        items = [self._as_computed(item) for item in named]
+        return Read(result["input_ids"], items, _is_thinking(text))
 
     def _content(self, turn: Turn) -> Any:
         if turn.role != "user" and all(isinstance(part, str) for part in turn.parts):
@@ -138,6 +148,35 @@ def takes_video(vision: Any) -> bool:
     """Return whether a vision model of LMDeploy's takes whole videos; others get the frames."""
     tokens = getattr(vision, "mm_tokens", None)
     return getattr(tokens, "video_token_id", None) is not None
+
+
+def _message(turn: Turn, content: Any) -> dict[str, Any]:
+    """Return a chat message as templates take it."""
+    calls = [
+        {"type": "function", "function": {"name": c.name, "arguments": json.loads(c.arguments)}}
+        for c in turn.tool_calls
+    ]
+    rare = {"tool_calls": calls, "tool_call_id": turn.tool_call_id, "name": turn.name}
+    message = {"role": turn.role, "content": content}
+    return message | {name: value for name, value in rare.items() if value}
+
+
+def _functions(options: EngineOptions) -> tuple[dict[str, Any], ...]:
+    return options.tools.functions if options.tools is not None else ()
+
+
+def _check_schema(options: EngineOptions) -> None:
+    """Refuse what LMDeploy would leave out with no more than a line in its log."""
+    if options.json_schema is None:
+        return
+    try:
+        ensure_response_format_compilable(response_format(options.json_schema))
+    except ValueError as error:
+        raise OptionUnsupported(f"the engine cannot keep to this JSON schema: {error}") from error
+
+
+def _is_thinking(text: str) -> bool:
+    return text.rstrip().endswith(THINK)
 
 
 def _timed(times_s: tuple[float, ...]) -> dict[str, Any]:

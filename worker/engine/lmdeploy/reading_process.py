@@ -45,13 +45,13 @@ def _serve(asked: socket.socket, told: socket.socket) -> None:
         _tell(told, READY, _as_job_error(error))
         return
     _tell(told, READY, True)
-    for number, turns in messages:
-        _tell(told, number, _read(reader, turns))
+    for number, turns, options in messages:
+        _tell(told, number, _read(reader, turns, options))
 
 
-def _read(reader: Reader, turns: Any) -> Read | JobError:
+def _read(reader: Reader, turns: Any, options: Any) -> Read | JobError:
     try:
-        return reader.read(turns)
+        return reader.read(turns, options)
     except Exception as error:  # noqa: BLE001 - the edge of the process: the parent tells it on
         return _as_job_error(error)
 
