@@ -22,7 +22,7 @@ from worker.contract.errors import EngineFailed, OptionUnsupported
 from worker.engine.base import Clip, EngineOptions, Part, Picture, Turn, frames_as_pictures
 from worker.engine.channels import THINK
 from worker.engine.lmdeploy.options import response_format
-from worker.engine.special_tokens import SpecialTokens
+from worker.engine.special_tokens import SpecialTokens, special_tokens
 
 _PICTURE_MARK = "<IMAGE_TOKEN>"  # LMDeploy takes this text for a picture
 _MS = 1000.0
@@ -70,7 +70,8 @@ class Reader:
             self._vision = load_vl_model(spec.folder, "pytorch", **trust)
             self._dtype = getattr(torch, spec.feature_dtype)
             self._vision.set_mm_feature_dtype(self._dtype)
-        self._specials = SpecialTokens(self._tokenizer.model.model, _PICTURE_MARK)
+        specials = special_tokens(self._tokenizer.model.model)
+        self._specials = SpecialTokens(specials | {_PICTURE_MARK})
 
     def read(self, turns: tuple[Turn, ...], options: EngineOptions) -> Read:
         """Return the prompt's token ids and tensors.
