@@ -1,7 +1,7 @@
 """The door to llguidance: the bytes of tokens, and which token may come next by a grammar.
 
 A grammar is compiled lazily, in ms, and what it may cost is bounded by llguidance's own limits: a
-hostile schema ends its own job. Checked with torch 2.13 on a CPU, on Python 3.11 to 3.13.
+hostile schema ends its own job. Checked with torch 2.13 on a CPU.
 """
 
 from typing import Any, Self
