@@ -4,8 +4,8 @@ from typing import Any
 
 from worker.contract.door import dump
 from worker.contract.job import JobSpec, Said
-from worker.contract.responses import question
 from worker.contract.responses.body import ResponseBody
+from worker.contract.responses.envelope import to_spec
 from worker.contract.view import public
 
 
@@ -16,8 +16,7 @@ def body(**given: Any) -> ResponseBody:
 
 def spec(**given: Any) -> JobSpec:
     """Return the spec of a response that was asked so."""
-    asked = body(**given)
-    return question.to_spec(asked, question.envelope(asked, None))
+    return to_spec(body(**given), None)
 
 
 SPEC = spec()

@@ -16,14 +16,13 @@ from worker.contract.errors import InvalidRequest, MediaUnreadable, MediaUnsuppo
 from worker.contract.job import ChatRequest, Door, MediaRef, Message, Priority
 from worker.contract.responses import output, view
 from worker.contract.responses.body import ResponseBody
+from worker.contract.responses.envelope import envelope, to_spec
 from worker.contract.responses.question import (
     Earlier,
     as_written,
-    envelope,
     placed,
     renamed,
     to_chat,
-    to_spec,
 )
 from worker.contract.s3 import media_key
 from worker.contract.settings import Settings
@@ -125,7 +124,7 @@ def test_input_items_are_what_was_sent_item_by_item():
     parsed = forms.parse(to_chat(asked), LIMITS)
     media = tuple(MediaRef(s.type, s.param, url=s.url) for s in parsed.sources)
     chat = placed(asked, ChatRequest("echo", parsed.messages, media), None)
-    spec = to_spec(asked, envelope(asked, None))
+    spec = to_spec(asked, None)
 
     items = view.input_items("job_" + "0a" * 16, chat, spec)
 
@@ -244,7 +243,7 @@ def test_functions_get_the_form_of_the_jobs_door():
 def test_the_spec_says_how_and_how_long():
     asked = body(priority="high", timeout_s=5, retention_s=600, metadata={"k": "v"})
 
-    spec = to_spec(asked, envelope(asked, None))
+    spec = to_spec(asked, None)
 
     assert (spec.priority, spec.timeout_s, spec.retention_s) == (Priority.HIGH, 5, 600)
     assert (spec.door, spec.metadata) == (Door.RESPONSES, {"k": "v"})
@@ -253,7 +252,7 @@ def test_the_spec_says_how_and_how_long():
 def test_what_is_not_stored_outlives_its_end_for_minutes_only():
     asked = body(store=False)
 
-    assert (to_spec(asked, envelope(asked, None)).retention_s or 0) <= 600
+    assert (to_spec(asked, None).retention_s or 0) <= 600
 
 
 TURN = {"role": "user", "content": [text("q"), text("r")]}

@@ -3,6 +3,7 @@
     items     what an input is made of
     body      what a caller may send beside it
     question  both as a job's question, after the turns of an earlier response
+    envelope  what the job keeps to be shown as a response
     output    what the job said, as output items
     view      the job as a Response object, and what went into it
     events    the job's events as the response's own, numbered from 0

@@ -23,6 +23,7 @@ from worker.contract.reader import JobReader
 from worker.contract.responses import job_id as job_id_of
 from worker.contract.responses import question, view
 from worker.contract.responses.body import ResponseBody
+from worker.contract.responses.envelope import to_spec
 from worker.contract.responses.events import Telling
 from worker.contract.responses.question import Earlier
 from worker.contract.settings import Settings
@@ -69,9 +70,8 @@ class Responses:
             forms.check_size(chat.messages, chat.media, self._settings)
         except JobError as error:
             raise question.renamed(error, body) from error
-        envelope = question.envelope(body, earlier)
-        self._check_envelope(envelope)
-        spec = question.to_spec(body, envelope)
+        spec = to_spec(body, earlier)
+        self._check_envelope(spec.envelope)
         return await self._intake.submit(chat, spec, idempotency=idempotency, body=raw)
 
     async def find(self, response_id: str, *, param: str | None = None) -> Found:

@@ -12,13 +12,8 @@ from pydantic import ValidationError
 from worker.contract.body import JobBody
 from worker.contract.errors import InvalidRequest, JobError, MediaUnsupported
 from worker.contract.forms import as_pairs
-from worker.contract.job import ChatRequest, Door, JobSpec, MediaRef, Message, PreparedMedia
-from worker.contract.responses.body import (
-    FunctionChoice,
-    ResponseBody,
-    SchemaFormat,
-    TextBody,
-)
+from worker.contract.job import ChatRequest, MediaRef, Message, PreparedMedia
+from worker.contract.responses.body import FunctionChoice, ResponseBody, SchemaFormat, TextBody
 from worker.contract.responses.items import (
     CallItem,
     CallOutputItem,
@@ -32,9 +27,6 @@ from worker.contract.responses.items import (
     ReasoningItem,
 )
 from worker.contract.s3 import media_key
-
-UNSTORED_S = 600.0
-"""How long an unstored response outlives its end where its reader did not see to that."""
 
 _SAME = (
     "temperature", "top_p", "top_k", "min_p", "seed", "stop", "repetition_penalty", "ignore_eos",
@@ -58,8 +50,8 @@ class Earlier:
     """A response that another goes on from.
 
     `request` is its whole question with what came before it, `prepared` its media as they were
-    read, `output` the items of its answer; `items` and `links` are its envelope's, see `envelope`,
-    every id filled in; `has_instructions` tells that `request` begins with them.
+    read, `output` the items of its answer; `items` and `links` are of its envelope, every id filled
+    in; `has_instructions` tells that `request` begins with them.
     """
 
     request: ChatRequest
@@ -79,26 +71,13 @@ def to_chat(body: ResponseBody) -> JobBody:
     try:
         return JobBody.model_validate({
             "model": body.model,
-            "messages": [_message(turn, f"input[{place}]") for place, turn in _turns(body)],
+            "messages": [_message(turn, f"input[{place}]") for place, turn in turns(body)],
             "video": body.video.model_dump(),
             **_options(body),
         })  # fmt: skip
     except ValidationError as error:
         problem = error.errors()[0]
         raise InvalidRequest(problem["msg"].removeprefix("Value error, ")) from error
-
-
-def to_spec(body: ResponseBody, envelope: dict[str, Any]) -> JobSpec:
-    """Return what the caller asked for beside the question."""
-    return JobSpec(
-        priority=body.priority,
-        start_deadline_s=body.start_deadline_s,
-        timeout_s=body.timeout_s,
-        retention_s=body.retention_s if body.is_stored else UNSTORED_S,
-        metadata=dict(body.metadata or {}),
-        door=Door.RESPONSES,
-        envelope=envelope,
-    )
 
 
 def placed(body: ResponseBody, chat: ChatRequest, earlier: Earlier | None) -> ChatRequest:
@@ -120,24 +99,6 @@ def placed(body: ResponseBody, chat: ChatRequest, earlier: Earlier | None) -> Ch
     return replace(chat, messages=tuple(messages), media=media, query=query, history=history)
 
 
-def envelope(body: ResponseBody, earlier: Earlier | None) -> dict[str, Any]:
-    """Return what the job keeps to be shown as a response.
-
-    `response` are the fields that a Response repeats of its request; `items` id and role of every
-    input item (id None: an own one, named after the response); `links` where each medium is, as it
-    was written, nothing for bytes that came in the body.
-    """
-    turns = [turn for _, turn in _turns(body)]
-    items = [{"id": None, "role": getattr(turn, "role", None)} for turn in turns]
-    links = [_link(part) for turn in turns for part in _media_of(turn)]
-    if earlier is not None:
-        said = [item for item in earlier.output if item["type"] != "reasoning"]
-        answer = [{"id": item["id"], "role": item.get("role")} for item in said]
-        items = [*earlier.items, *answer, *items]
-        links = [*earlier.links, *links]
-    return {"response": _repeated(body), "items": items, "links": links}
-
-
 def renamed(error: JobError, body: ResponseBody) -> JobError:
     """Return a complaint about `to_chat`'s result with the place where the caller wrote it."""
     if error.param is None:
@@ -157,13 +118,13 @@ def as_written(param: str, body: ResponseBody) -> str:
 def _in_turn(body: ResponseBody, number: int, rest: str) -> str:
     if isinstance(body.input, str):
         return "input"
-    place, turn = _turns(body)[number]
+    place, turn = turns(body)[number]
     field = "output" if isinstance(turn, CallOutputItem) else "content"
     part = "" if isinstance(getattr(turn, field, None), str) else rest.removeprefix(".content")
     return f"input[{place}].{field}{part}"
 
 
-def _turns(body: ResponseBody) -> list[tuple[int, Turn]]:
+def turns(body: ResponseBody) -> list[tuple[int, Turn]]:
     """Return the items that are asked, with their places: all but what the model once thought."""
     if isinstance(body.input, str):
         # A part, not a plain text: tags in it are the caller's words.
@@ -286,49 +247,3 @@ def _with_calls_joined(messages: Iterable[Message]) -> list[Message]:
         else:
             joined.append(message)
     return joined
-
-
-# --- the envelope ---------------------------------------------------------------------------------
-
-
-def _media_of(turn: Turn) -> Iterator[InputImage | InputVideo | InputFile]:
-    match turn:
-        case MessageItem(content=list() as parts) | CallOutputItem(output=list() as parts):
-            yield from (part for part in parts if not isinstance(part, InputText | OutputText))
-
-
-def _link(part: InputImage | InputVideo | InputFile) -> dict[str, str]:
-    if part.file_id is not None:
-        return {"file_id": part.file_id}
-    match part:
-        case InputImage():
-            url = part.image_url
-        case InputVideo():
-            url = part.video_url
-        case InputFile():
-            url = part.file_url
-    is_address = url is not None and url[:8].lower().startswith(("http://", "https://"))
-    return {"url": url} if url is not None and is_address else {}
-
-
-def _repeated(body: ResponseBody) -> dict[str, Any]:
-    text = body.text or TextBody()
-    choice = body.tool_choice or "auto"
-    return {
-        "background": bool(body.background),
-        "store": body.is_stored,
-        "instructions": body.instructions or None,
-        "previous_response_id": body.previous_response_id,
-        "max_output_tokens": body.max_output_tokens,
-        "max_tool_calls": body.max_tool_calls,
-        "parallel_tool_calls": body.parallel_tool_calls is not False,
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_logprobs": body.top_logprobs or 0,
-        "text": {"format": text.format.model_dump(exclude_none=True), "verbosity": "medium"},
-        "tools": [tool.model_dump() for tool in body.tools or ()],
-        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-        "user": body.user,
-        "safety_identifier": body.safety_identifier,
-        "prompt_cache_key": body.prompt_cache_key,
-    }
