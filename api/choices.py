@@ -1,9 +1,9 @@
 """What a chat and a text completion do over HTTP: jobs handed in, awaited, shown as one answer."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -141,7 +141,7 @@ async def _all_ended(entered: _Entered, uses: Contract) -> list[JobView]:
 
 
 async def _ended(job_id: str, after: int, uses: Contract) -> JobView:
-    async with aclosing(uses.live.follow(job_id, after)) as events:
+    async with contextlib.aclosing(uses.live.follow(job_id, after)) as events:
         async for _ in events:
             pass  # the last event ends it
     return await uses.reader.get(job_id)
@@ -154,7 +154,8 @@ async def _leave(call: Call, ids: Sequence[str], uses: Contract) -> None:
 
 async def _cancel(ids: Sequence[str], uses: Contract) -> None:
     for job_id in ids:
-        await uses.store.cancel(job_id)
+        with contextlib.suppress(JobError):  # it is erased, or Redis away; nobody is there to hear
+            await uses.store.cancel(job_id)
 
 
 # --- out, in pieces -------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ async def _frames(
     call: Call, entered: _Entered, uses: Contract, over: asyncio.Event
 ) -> AsyncGenerator[bytes, None]:
     try:
-        async with aclosing(_told(call, entered, uses)) as told:
+        async with contextlib.aclosing(_told(call, entered, uses)) as told:
             async for chunk in told:
                 yield _frame(chunk)
         over.set()
@@ -209,7 +210,7 @@ async def _told(
     chunks, ended = call.chunks(entered.first), dict[int, JobView]()
     for number in range(len(entered.cursors)):
         yield chunks.begin(number)
-    async with aclosing(joined(uses.live, entered.cursors)) as events:
+    async with contextlib.aclosing(joined(uses.live, entered.cursors)) as events:
         async for number, event in events:
             if event.kind == DELTA:
                 if chunk := chunks.delta(number, event):

@@ -70,12 +70,14 @@ def _dump(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-async def with_pings(frames: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """Pass frames on; say something at least every PING_S, so that proxies keep the line open."""
+async def with_pings(
+    frames: AsyncGenerator[bytes, None], every_s: float = PING_S
+) -> AsyncIterator[bytes]:
+    """Pass frames on; say something at least every `every_s`: proxies then keep the line open."""
     upcoming = asyncio.ensure_future(anext(frames, None))
     try:
         while True:
-            done, _ = await asyncio.wait({upcoming}, timeout=PING_S)
+            done, _ = await asyncio.wait({upcoming}, timeout=every_s)
             if not done:
                 yield b": ping\n\n"
                 continue

@@ -1,6 +1,8 @@
 """Who may call, what the API says of itself, and what it says when Redis is away."""
 
+import json
 from collections.abc import Callable
+from contextlib import aclosing
 
 import httpx
 import pytest
@@ -161,6 +163,22 @@ async def test_a_full_queue_says_when_to_come_back(start_api: StartApi):
     assert {r.status_code for r in refused} == {429}
     assert {r.json()["error"]["type"] for r in refused} == {"rate_limit_error"}
     assert all(1 <= int(r.headers["retry-after"]) <= 60 for r in refused)
+
+
+async def test_a_stream_begins_while_its_job_is_still_queued(start_api: StartApi):
+    api = start_api(FOREBAY_MODELS="echo")
+    ask = {"model": "echo", "messages": [{"role": "user", "content": "q"}], "stream": True}
+
+    async with (
+        httpx.AsyncClient(base_url=api.url, timeout=10) as http,
+        http.stream("POST", "/v1/chat/completions", json=ask) as response,
+        aclosing(response.aiter_lines()) as lines,
+    ):
+        first = await anext(lines)
+        job = (await http.get(f"/v1/jobs/{response.headers['x-forebay-job-id']}")).json()
+
+    assert json.loads(first.removeprefix("data: "))["choices"][0]["delta"]["content"] == ""
+    assert job["status"] == "queued"
 
 
 async def test_choices_that_do_not_all_fit_leave_none_behind(start_api: StartApi):

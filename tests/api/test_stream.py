@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import httpx
 import pytest
 
+from api.stream import with_pings
 from tests.support.sse import Frame, frames, text_of
 
 CHINESE = "图片中一共有四只羊，它们在草地上。\n第二行“引号”\\ 😀 end"
@@ -156,6 +158,23 @@ async def test_a_cursor_that_is_no_number_is_refused(http: httpx.AsyncClient, ba
 
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "Last-Event-ID"
+
+
+async def test_a_line_without_news_is_kept_open_by_comments():
+    news = asyncio.Event()
+
+    async def frames_later() -> AsyncGenerator[bytes, None]:
+        await news.wait()
+        yield b"data: 1\n\n"
+
+    told = []
+    async for frame in with_pings(frames_later(), every_s=0.001):
+        told.append(frame)
+        if len(told) == 3:
+            news.set()
+
+    assert set(told[:-1]) == {b": ping\n\n"}
+    assert told[-1] == b"data: 1\n\n"
 
 
 async def test_a_stream_of_no_job_is_an_ordinary_404(http: httpx.AsyncClient):
