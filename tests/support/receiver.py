@@ -58,7 +58,7 @@ class Receiver:
         """Return how often each event came."""
         return Counter(one.id for one in self.got)
 
-    async def until(self, count: int, limit_s: float = 10.0) -> None:
+    async def until(self, count: int, limit_s: float = 30.0) -> None:
         """Return once so many requests have come."""
         async with asyncio.timeout(limit_s):
             while len(self.got) < count:
