@@ -446,7 +446,7 @@ async def test_two_failures_with_weeks_between_are_no_row(
 
 
 async def test_an_endpoint_that_is_gone_is_disabled_at_once_and_misses_nothing(
-    store: JobStore, endpoints: Endpoints, debts: Debts
+    store: JobStore, endpoints: Endpoints, debts: Debts, door: RedisDoor
 ):
     endpoint = await endpoints.add(URL, "", ())
     for _ in range(2):
@@ -454,6 +454,7 @@ async def test_an_endpoint_that_is_gone_is_disabled_at_once_and_misses_nothing(
 
     (disabled,) = await _fail(debts, endpoint["id"], "gone")
     await _finished(store, {})  # not owed: it is disabled
+    await door.redis.delete(door.key("hook_watch", endpoint["id"]))
     while_disabled = (await types(debts, endpoint["id"]), await debts.sweep())
     await endpoints.enable(endpoint["id"])
 

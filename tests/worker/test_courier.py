@@ -203,14 +203,12 @@ async def test_gone_is_told_nothing_more(office: Office, web: Receiver):
 async def test_a_receiver_that_asks_for_time_gets_it(office: Office, web: Receiver):
     url = web.at("/hook", answers.status(429, "Retry-After: 3600"), answers.status(200))
     (job_id,) = await office.owe(url)
-    await office.until_tried(job_id, 1)
 
-    await office.later(3_500_000)
-    early = len(web.got)
-    await office.later(101_000)
+    seen = await office.until_tried(job_id, 1)
 
+    assert 3600 - LIMIT_S <= seen["next_attempt_at"] - time.time() <= 3600
+    await office.later(3_601_000)
     await web.until(2)
-    assert early == 1
 
 
 async def test_an_endpoint_that_is_gone_is_disabled_with_a_line_in_the_log(
@@ -269,6 +267,30 @@ async def test_a_lane_never_has_more_in_flight_than_its_limit(
         await office.until(job_id, lambda seen: seen["status"] == "delivered")
 
     assert most == 6
+
+
+async def test_a_receiver_that_stays_silent_is_soon_tried_one_at_a_time(
+    office: Office, door: RedisDoor
+):
+    inside, seen = 0, list[int]()
+
+    async def silent(*_: object) -> Tried:
+        nonlocal inside
+        inside += 1
+        seen.append(inside)
+        await asyncio.sleep(0.005)
+        inside -= 1
+        return Tried("failed", None, "", time.time(), 0.0)
+
+    office.courier._deliver = silent
+    door.on_owed = None  # until all are due
+    jobs = await office.owe("http://127.0.0.1:1/", 20)
+    office.courier.attend("http://127.0.0.1:1")
+    for job_id in jobs:
+        await office.until_tried(job_id, 1)
+
+    assert max(seen) == module.FIRST_LIMIT
+    assert set(seen[10:20]) == {1}
 
 
 async def test_a_lane_in_which_nothing_happens_is_left_and_taken_up_again(
