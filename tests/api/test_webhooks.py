@@ -69,6 +69,20 @@ async def test_a_job_calls_back_and_anybody_can_verify_it(http: httpx.AsyncClien
     assert log["data"][0]["attempts"][0]["status_code"] == 200
 
 
+async def test_a_response_calls_back_in_openais_words(
+    http: httpx.AsyncClient, client: openai.AsyncOpenAI, web: Receiver
+):
+    made = await client.responses.create(
+        input="四只羊", background=True, extra_body={"webhook_url": web.url + "/hook"}
+    )
+
+    await web.until(1)
+
+    secret = (await http.get("/v1/webhooks/default/secret")).json()["key"]
+    event = client.webhooks.unwrap(web.got[0].body, web.got[0].headers, secret=secret)
+    assert (event.type, event.data.id) == ("response.completed", made.id)
+
+
 async def test_a_job_tells_of_its_start_when_asked_to(http: httpx.AsyncClient, web: Receiver):
     await job(http, webhook_url=web.url, webhook_events=["job.started", "job.completed"])
 

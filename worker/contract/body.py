@@ -149,7 +149,22 @@ class QuestionBody(WholeBody):
     video: VideoBody = VideoBody()
 
 
-class JobBody(QuestionBody):
+class CallbackBody(WholeBody):
+    """Where a job's end is told, and which of its transitions; without types, how it ended."""
+
+    webhook_url: Url | None = None
+    webhook_events: Annotated[list[EventType], Field(max_length=MAX_TYPES)] = Field(
+        default_factory=list
+    )
+
+    @model_validator(mode="after")
+    def _events_belong_to_a_url(self) -> Self:
+        if self.webhook_events and self.webhook_url is None:
+            raise ValueError("webhook_events belongs to webhook_url")
+        return self
+
+
+class JobBody(QuestionBody, CallbackBody):
     """`POST /v1/jobs`: the OpenAI chat form (`messages`) or the ms-swift form (`query`)."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [
@@ -163,10 +178,6 @@ class JobBody(QuestionBody):
     query: str | None = None
     history: list[tuple[str, str]] = Field(default_factory=list, max_length=500)
     not_before: AwareDatetime | None = None
-    webhook_url: Url | None = None
-    webhook_events: Annotated[list[EventType], Field(max_length=MAX_TYPES)] = Field(
-        default_factory=list
-    )
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -174,8 +185,6 @@ class JobBody(QuestionBody):
             raise ValueError("give either messages (OpenAI form) or query (ms-swift form)")
         if self.history and self.query is None:
             raise ValueError("history belongs to query; with messages, send the turns themselves")
-        if self.webhook_events and self.webhook_url is None:
-            raise ValueError("webhook_events belongs to webhook_url")
         return self
 
 

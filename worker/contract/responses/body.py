@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from worker.contract.body import MAX_S, MAX_SEED, Metadata, Stop, VideoBody, WholeBody
+from worker.contract.body import MAX_S, MAX_SEED, CallbackBody, Metadata, Stop, VideoBody
 from worker.contract.formats import MAX_TOOLS, Described, Name, Strict
 from worker.contract.job import Priority
 from worker.contract.responses.items import MAX_ITEMS, Item, Key
@@ -90,7 +90,7 @@ Includable = Literal[
 """What a caller may ask to see. All but the log probabilities is shown anyway or never there."""
 
 
-class ResponseBody(WholeBody):
+class ResponseBody(CallbackBody):
     """`POST /v1/responses`: OpenAI's body, and fields of ours that the jobs door has too."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [

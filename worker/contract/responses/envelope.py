@@ -28,6 +28,8 @@ def to_spec(body: ResponseBody, earlier: Earlier | None) -> JobSpec:
         timeout_s=body.timeout_s,
         retention_s=body.retention_s if body.is_stored else UNSTORED_S,
         metadata=dict(body.metadata or {}),
+        webhook_url=body.webhook_url or "",
+        webhook_events=tuple(map(str, body.webhook_events)),
         door=Door.RESPONSES,
         envelope=envelope(body, earlier),
     )
