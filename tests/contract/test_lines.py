@@ -8,10 +8,11 @@ import pytest
 from tests.support.batches import line
 from worker.contract import lines
 from worker.contract.errors import UploadNotFound
-from worker.contract.job import Door, Priority, line_job_id
+from worker.contract.job import Door, JobSpec, Priority, line_job_id
 from worker.contract.lines import LineError
 
 CHAT = "/v1/chat/completions"
+SPEC = JobSpec(envelope={"batch": "b", "line": 1, "custom_id": "c"})
 
 
 def raw(value: Any) -> bytes:
@@ -50,6 +51,17 @@ def test_a_line_yields_unless_it_asks_and_never_comes_first(
         (chat_line(n=2), CHAT, "invalid_request", None),
         (chat_line(stream=True), CHAT, "invalid_request", "body.stream"),
         (chat_line(reasoning_effort="high"), CHAT, "option_unsupported", "reasoning_effort"),
+        (
+            {
+                "custom_id": "c",
+                "method": "POST",
+                "url": "/v1/responses",
+                "body": {"input": "q", "background": True},
+            },
+            "/v1/responses",
+            "invalid_request",
+            "background",
+        ),
         (chat_line(messages=[]), CHAT, "invalid_request", "body.messages"),
         (line("c") | {"url": "/v1/x"}, "/v1/jobs", "mismatched_url", "url"),
         (line(""), "/v1/jobs", "invalid_line", "custom_id"),
@@ -91,7 +103,7 @@ def test_a_line_that_nests_without_end_is_no_json():
 def test_a_failed_job_stands_in_its_line_with_a_status(code: str, status: int):
     job = {"id": "job_1", "status": "failed", "error": {"code": code, "message": "no"}}
 
-    made = lines.result("/v1/jobs", {"batch": "b", "line": 1, "custom_id": "c"}, job)
+    made = lines.result("/v1/jobs", SPEC, job)
 
     assert made["response"] == {
         "status_code": status,
@@ -112,7 +124,7 @@ def test_a_failed_job_stands_in_its_line_with_a_status(code: str, status: int):
 )
 def test_a_line_that_was_not_executed_says_why(ending: str, code: str):
     job = {"id": "job_1", "status": "cancelled", "error": None}
-    made = lines.result("/v1/jobs", {"batch": "b", "line": 1, "custom_id": "c"}, job)
+    made = lines.result("/v1/jobs", SPEC, job)
 
     written = json.loads(lines.written(made, ending))
 

@@ -7,7 +7,7 @@ whoever takes a batch over begins with what no part holds.
 import json
 from typing import Any
 
-from worker.contract import lines
+from worker.contract import lines, view
 from worker.contract.batches import Batches, Part, ResultFile
 from worker.contract.files import RESULTS, Files, new_file_id
 from worker.contract.reader import JobReader
@@ -68,14 +68,15 @@ class ResultsFile:
         """Return the result lines of ended lines with their token counts, in the same order."""
         nothing = {"prompt_tokens": 0, "completion_tokens": 0}
         ids = [entry for entry in entries if entry[0] != "{"]
-        found = {job["id"]: (envelope, job) for envelope, job in await self._reader.ended(ids)}
+        found = await self._reader.many(ids)
         made = []
         for entry in entries:
             if entry[0] == "{":
                 made.append((json.loads(entry), nothing))
             elif entry in found:
-                envelope, job = found[entry]
-                made.append((lines.result(self._endpoint, envelope, job), job["usage"] or nothing))
+                record, job = found[entry]
+                spec = view.spec_of(record)
+                made.append((lines.result(self._endpoint, spec, job), job["usage"] or nothing))
         return made
 
     async def finish(self, files: Files, life_s: int) -> str | None:

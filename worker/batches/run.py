@@ -16,19 +16,21 @@ from typing import Any
 from worker.batches.check import check
 from worker.batches.reader import LineReader, RawLine
 from worker.batches.results import NotOursError, ResultsFile
-from worker.contract import lines
+from worker.contract import forms, lines
 from worker.contract.batches import Batches, BatchStatus, Look, Record
+from worker.contract.door import dump
 from worker.contract.errors import (
     FileGone,
     JobConflict,
     JobError,
     MediaExpired,
     QueueFull,
+    TextTooLarge,
     UnknownFile,
 )
 from worker.contract.files import Files
 from worker.contract.intake import Intake
-from worker.contract.job import line_job_id
+from worker.contract.job import ChatRequest, JobSpec, line_job_id
 from worker.contract.lines import LineError
 from worker.contract.log import event
 from worker.contract.models import Models
@@ -208,7 +210,9 @@ class BatchRun:
         line = await asyncio.to_thread(lines.read, raw.data or b"", self._endpoint)
         spec = lines.to_spec(line, self._id, raw.number)
         try:
-            await self._stores.intake.submit(await self._stores.intake.read(line.job), spec)
+            chat = line.placed(await self._stores.intake.read(line.job))
+            self._check_size(chat, spec)
+            await self._stores.intake.submit(chat, spec)
         except JobConflict:
             pass  # closed meanwhile, or taken down before: the loop sees it
         except JobError as error:
@@ -216,6 +220,15 @@ class BatchRun:
                 raise
             entry = lines.failed(self._id, raw.number, line.custom_id, error)
             await self._fail([(line_job_id(self._id, raw.number), entry)])
+
+    def _check_size(self, chat: ChatRequest, spec: JobSpec) -> None:
+        """Refuse what would make every later look at the job a large one."""
+        settings = self._stores.settings
+        forms.check_size(chat.messages, chat.media, settings)
+        if (size := len(dump(spec.envelope).encode())) > settings.max_text_bytes:
+            raise TextTooLarge(
+                f"what the answer repeats has {size} bytes; the limit is {settings.max_text_bytes}"
+            )
 
     async def _wind_up(self, look: Look) -> int:
         """Begin no more: end the open jobs, and take the lines down that were never begun."""

@@ -199,6 +199,7 @@ redis.call('DEL', P..'bopen:'..id)
 for _, file in ipairs({'output', 'error'}) do
   redis.call('DEL', P..'bdone:'..id..':'..file, P..'bparts:'..id..':'..file)
 end
+owe('batch.'..r[2], 'batch', id, 0, at)
 return r[2]
 """
 )

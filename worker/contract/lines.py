@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
@@ -11,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from worker.contract import chat, completions, forms
 from worker.contract.body import JobBody
 from worker.contract.chat import ChatBody
-from worker.contract.choices import JobView
 from worker.contract.completions import CompletionBody
 from worker.contract.door import dump
 from worker.contract.errors import InvalidRequest, JobError, kind_of
-from worker.contract.job import Door, JobSpec, Priority
+from worker.contract.job import ChatRequest, Door, JobSpec, Priority
+from worker.contract.responses import question, view
+from worker.contract.responses.body import ResponseBody
 
 JOB_LIFE_S = 31 * 86_400  # of an unwritten line's job, after its end: longer than any batch
 _MAX_TOLD = 500
@@ -24,11 +26,17 @@ _OK, _BAD_REQUEST, _SERVER_ERROR = 200, 400, 500
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A call that a batch may make: how its body is read, as one job, and its answer shown."""
+    """A call that a batch may make: how its body is read, as one job, and its answer shown.
+
+    `to_spec` takes the body and the job; `placed` puts what became of the job where the body wants
+    it; `render` takes an ended job and its spec.
+    """
 
     body: type[BaseModel]
     to_job: Callable[[Any], JobBody]
-    render: Callable[[JobView], dict[str, Any]]
+    render: Callable[[dict[str, Any], JobSpec], dict[str, Any]]
+    to_spec: Callable[[Any, JobBody], JobSpec] = lambda _body, job: forms.to_spec(job)
+    placed: Callable[[Any, ChatRequest], ChatRequest] = lambda _body, chat: chat
 
 
 def _one_choice(body: ChatBody) -> JobBody:
@@ -42,15 +50,35 @@ def _one_prompt(body: CompletionBody) -> JobBody:
     return jobs[0]
 
 
+def _fresh(body: ResponseBody) -> JobBody:
+    for name in ("background", "previous_response_id"):
+        if getattr(body, name):
+            raise InvalidRequest("a line of a batch stands alone", param=name)
+    return question.to_chat(body)
+
+
+def _response_spec(body: ResponseBody, _job: JobBody) -> JobSpec:
+    return question.to_spec(body, question.envelope(body, None))
+
+
 def _refuse_several(count: int) -> None:
     if count > 1:
         raise InvalidRequest("a line of a batch has one choice: send it as several lines")
 
 
 ENDPOINTS = {
-    "/v1/jobs": Endpoint(JobBody, lambda body: body, dict),
-    "/v1/chat/completions": Endpoint(ChatBody, _one_choice, chat.completion),
-    "/v1/completions": Endpoint(CompletionBody, _one_prompt, completions.completion),
+    "/v1/jobs": Endpoint(JobBody, lambda body: body, lambda job, _: job),
+    "/v1/chat/completions": Endpoint(ChatBody, _one_choice, lambda job, _: chat.completion(job)),
+    "/v1/completions": Endpoint(
+        CompletionBody, _one_prompt, lambda job, _: completions.completion(job)
+    ),
+    "/v1/responses": Endpoint(
+        ResponseBody,
+        _fresh,
+        view.response,
+        _response_spec,
+        lambda body, chat: question.placed(body, chat, None),
+    ),
 }
 """Every `url` that lines may have."""
 
@@ -90,11 +118,15 @@ def _told(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
-    """One good line: the caller's name for it, and the job that it is."""
+    """One good line: the caller's name for it, and the job that it is.
+
+    `placed` is to be called with what became of `job`.
+    """
 
     custom_id: str
     job: JobBody
-    priority: Priority
+    spec: JobSpec
+    placed: Callable[[ChatRequest], ChatRequest]
 
 
 def read(raw: bytes, endpoint: str) -> RequestLine:
@@ -114,7 +146,8 @@ def read(raw: bytes, endpoint: str) -> RequestLine:
         raise LineError(error.code, error.message, error.param) from error
     if getattr(body, "stream", False):
         raise LineError("invalid_request", "the lines of a batch are not streamed", "body.stream")
-    return RequestLine(line.custom_id, job, _priority(line.body))
+    spec = replace(kind.to_spec(body, job), priority=_priority(line.body))
+    return RequestLine(line.custom_id, job, spec, partial(kind.placed, body))
 
 
 def custom_id_of(raw: bytes) -> str:
@@ -152,23 +185,24 @@ def _priority(body: Mapping[str, Any]) -> Priority:
 
 def to_spec(line: RequestLine, batch_id: str, number: int) -> JobSpec:
     """Return what the job of a batch's line is beside its question."""
+    place = {"batch": batch_id, "line": number, "custom_id": line.custom_id}
     return replace(
-        forms.to_spec(line.job),
-        priority=line.priority,
+        line.spec,
         retention_s=JOB_LIFE_S,
         door=Door.BATCH,
-        envelope={"batch": batch_id, "line": number, "custom_id": line.custom_id},
+        envelope=line.spec.envelope | place,
     )
 
 
 # --- results --------------------------------------------------------------------------------------
 
 
-def result(endpoint: str, envelope: Mapping[str, Any], job: JobView) -> dict[str, Any]:
+def result(endpoint: str, spec: JobSpec, job: dict[str, Any]) -> dict[str, Any]:
     """Return the result line of an ended job."""
-    made = _result(envelope["batch"], envelope["line"], envelope["custom_id"])
+    place = spec.envelope
+    made = _result(place["batch"], place["line"], place["custom_id"])
     if job["status"] == "completed":
-        made["response"] = _response(job, _OK, ENDPOINTS[endpoint].render(job))
+        made["response"] = _response(job, _OK, ENDPOINTS[endpoint].render(job, spec))
     elif job["error"] is not None:
         is_callers = kind_of(job["error"]["code"]) == "invalid_request_error"
         status = _BAD_REQUEST if is_callers else _SERVER_ERROR
@@ -215,5 +249,5 @@ def _result(batch_id: str, number: int, custom_id: str) -> dict[str, Any]:
     return {"id": f"batch_req_{name}", "custom_id": custom_id, "response": None, "error": None}
 
 
-def _response(job: JobView, status: int, body: dict[str, Any]) -> dict[str, Any]:
+def _response(job: Mapping[str, Any], status: int, body: dict[str, Any]) -> dict[str, Any]:
     return {"status_code": status, "request_id": job["id"], "body": body}

@@ -115,18 +115,6 @@ class JobReader:
             return 0  # replayed since, as the page before it may be: what is left is on top
         return await self._door.missing(after)
 
-    async def ended(self, job_ids: Sequence[str]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Return jobs that have ended, each as its door's envelope and the job object.
-
-        One that is erased meanwhile is left out.
-        """
-        rows = zip(job_ids, await self._records(job_ids), strict=True)
-        return [
-            (json.loads(record["spec"])["envelope"], view.public(job_id, record))
-            for job_id, record in rows
-            if record
-        ]
-
     async def _records(self, job_ids: Sequence[str]) -> list[view.Record]:
         async with self._door.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
