@@ -22,6 +22,7 @@ from worker.contract.batches import (
     Batches,
     BatchStatus,
     NewBatch,
+    Part,
     event_type,
     lock_name,
 )
@@ -228,6 +229,7 @@ async def test_a_runner_that_lost_its_lock_writes_nothing(stores: Stores):
 
     with pytest.raises(NotOursError):
         await stale._store_part()
+    assert not await stores.batches.record_part(batch_id, ME, "output", Part(99, "etag", 1, 1))
     assert not await stores.batches.fail_lines(batch_id, ME, [("job_x", {})])
     assert await stores.batches.look(batch_id, ME) is None
     assert await stores.batches.end(batch_id, ME, {}) is None
