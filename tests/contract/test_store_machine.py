@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
-    consumes,
     invariant,
     multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -37,6 +37,7 @@ from worker.contract.store import JobStore
 OWNERS = st.sampled_from(["worker-1", "worker-2"])
 TEXTS = st.text('ab四只羊\n"\\ ', max_size=4)
 HOUR_S = 3600.0
+MAX_JOBS = 4  # few, so that much happens to each
 ENDS = st.sampled_from([JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED])
 
 
@@ -93,6 +94,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.runner.run(self.door.close())
         self.runner.close()
 
+    @precondition(lambda self: len(self.expected) < MAX_JOBS)
     @rule(target=jobs, priority=st.sampled_from(Priority), has_deadline=st.booleans())
     def submit(self, priority: Priority, has_deadline: bool) -> str:
         spec = JobSpec(priority=priority, start_deadline_s=HOUR_S if has_deadline else None)
@@ -223,11 +225,6 @@ class StoreMachine(RuleBasedStateMachine):
         key = self.door.key(index)
         return bool(await self.door.command("ZADD", key, "XX", "CH", 1, job_id))
 
-    @rule(job_id=consumes(jobs))
-    def leave_in_peace(self, job_id: str) -> None:
-        """Let no rule touch this job any more; it is looked at all the same."""
-        assert job_id in self.expected
-
     @invariant()
     def everything_is_as_expected(self) -> None:
         looks = self.runner.run(self._look_at_all())
@@ -259,8 +256,8 @@ def test_no_order_of_transitions_breaks_the_rules(make_settings: MakeSettings):
     run_state_machine_as_test(
         lambda: StoreMachine(make_settings()),
         settings=settings(
-            max_examples=20,
-            stateful_step_count=30,
+            max_examples=15,
+            stateful_step_count=50,
             deadline=None,
             derandomize=False,
             database=None,
