@@ -1,0 +1,196 @@
+"""The same load on the same GPU: LMDeploy's own server, then ours; one table of ratios.
+
+    python tests/gpu/compare.py --model /tmp/2b --backend turbomind --json turbomind.json
+    python tests/gpu/compare.py --model /tmp/2b --backend pytorch --loads picture --servers ours
+
+Each server has the GPU to itself. Loads: `picture` and `text` (512 at once, streamed), `plain` (the
+same picture load without streaming), `steady` (pictures, so many always under way), `idle` (one at a
+time: first token). Ours is asked over /v1/jobs; theirs over /v1/chat/completions. Figures are the
+medians of --repeat runs, after one small run that nobody counts. Needs LMDeploy, and for ours what
+`forebay up` needs. Servers that run already: --theirs-url, --ours-url.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from worker.bench.load import Load, Report
+from worker.bench.run import bench
+
+PORTS = {"theirs": 23333, "ours": 8123}
+START_S, STOP_S = 240.0, 60.0
+CLIENTS = 4  # processes; one alone would be what is slow
+IDLE_ASKED = 12
+LOADS = ("picture", "text", "plain", "steady", "idle")
+FIGURES = (
+    "jobs_per_s", "tokens_per_s", "ttft_p50_s", "ttft_p99_s", "total_p50_s", "pieces_p50",
+    "pieces_min", "queue_p50_s", "failed",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run what was asked for and print the table."""
+    options = _options()
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
+    for server in options.servers:
+        with _server(server, options) as url:
+            print(f"{server}: ready at {url}", flush=True)
+            for name in options.loads:
+                figures.setdefault(name, {})[server] = _measured(server, name, url, options)
+                if options.json:
+                    options.json.write_text(json.dumps(figures, indent=1))
+    print(_table(figures))
+
+
+def _measured(server: str, name: str, url: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the medians of a load's figures on a server."""
+    load = _load(server, name, url, options)
+    if name == "idle":
+        return _idle(load)
+    bench(replace(load, jobs=32, seconds=0.0))
+    runs = []
+    for _ in range(1 if name == "steady" else options.repeat):
+        result = bench(load, CLIENTS)
+        runs.append(result)
+        print(f"{server} {name}: {json.dumps(result.as_dict())}", flush=True)
+    return {figure: _median(runs, figure) for figure in FIGURES}
+
+
+def _load(server: str, name: str, url: str, options: argparse.Namespace) -> Load:
+    return Load(
+        url,
+        api="jobs" if server == "ours" else "chat",
+        stream=name != "plain",
+        jobs=0 if name == "steady" else options.jobs,
+        seconds=options.seconds if name == "steady" else 0.0,
+        inside=options.jobs if name == "steady" else 0,
+        pixels=0 if name == "text" else 448,
+        max_tokens=options.max_tokens,
+    )
+
+
+def _idle(load: Load) -> dict[str, Any]:
+    one = replace(load, jobs=1)
+    firsts = [bench(replace(one, prompt=f"number {n} of {{number}}")) for n in range(IDLE_ASKED)]
+    return {figure: _median(firsts[2:], figure) for figure in FIGURES}
+
+
+def _median(runs: list[Report], figure: str) -> float | None:
+    values = [value for run in runs if (value := getattr(run, figure)) is not None]
+    return round(statistics.median(values), 4) if values else None
+
+
+@contextlib.contextmanager
+def _server(name: str, options: argparse.Namespace) -> Iterator[str]:
+    """Start a server, yield its URL once it answers, and end it with all that it started."""
+    given = options.ours_url if name == "ours" else options.theirs_url
+    if given:
+        yield given
+        return
+    url = f"http://127.0.0.1:{PORTS[name]}"
+    folder = Path(tempfile.mkdtemp(prefix=f"compare-{name}-"))
+    command = _ours(options, folder) if name == "ours" else _theirs(options)
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, "TM_LOG_LEVEL": "WARNING"},
+        )  # fmt: skip
+        try:
+            ready = f"{url}/health/ready" if name == "ours" else f"{url}/v1/models"
+            _wait(ready, process, folder)
+            yield url
+        finally:
+            _end(process)
+
+
+def _theirs(options: argparse.Namespace) -> list[str]:
+    return [
+        sys.executable, "-m", "lmdeploy", "serve", "api_server", str(options.model),
+        "--server-port", str(PORTS["theirs"]), "--backend", options.backend,
+        "--max-batch-size", str(options.slots), "--tp", str(options.tp), "--log-level", "WARNING",
+        *(("--distributed-executor-backend", "mp") if options.tp > 1 else ()),
+    ]  # fmt: skip
+
+
+def _ours(options: argparse.Namespace, folder: Path) -> list[str]:
+    gpus = ",".join(map(str, range(options.tp)))
+    return [
+        sys.executable, "-m", "worker.cli", "up", "--engine", "lmdeploy",
+        "--backend", options.backend, "--model", str(options.model), "--slots", str(options.slots),
+        "--gpus", gpus, "--port", str(PORTS["ours"]), "--flower-port", "0",
+        "--data-dir", str(folder / "data"),
+    ]  # fmt: skip
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        if process.poll() is not None:
+            break
+        time.sleep(0.5)
+    logs = [*folder.glob("log"), *folder.glob("data/**/*.log")]
+    said = "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+    raise SystemExit(f"{url} did not answer\n{said}")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(STOP_S)
+
+
+def _table(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
+    rows = [f"{'load':<9}{'figure':<13}{'theirs':>10}{'ours':>10}{'ours/theirs':>13}"]
+    for name, by_server in figures.items():
+        for figure in FIGURES:
+            theirs, ours = (by_server.get(s, {}).get(figure) for s in ("theirs", "ours"))
+            if theirs is None and ours is None:
+                continue
+            ratio = f"{ours / theirs:.2f}" if theirs and ours is not None else "–"
+            cells = ("–" if value is None else f"{value:g}" for value in (theirs, ours))
+            rows.append(
+                f"{name:<9}{figure:<13}" + "".join(f"{c:>10}" for c in cells) + f"{ratio:>13}"
+            )
+    return "\n".join(rows)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="LMDeploy's server and ours under one load.")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--backend", choices=("turbomind", "pytorch"), required=True)
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=256)
+    parser.add_argument("--jobs", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the steady load")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=["picture", "text", "idle"])
+    parser.add_argument("--servers", nargs="+", choices=tuple(PORTS), default=["theirs", "ours"])
+    parser.add_argument("--theirs-url")
+    parser.add_argument("--ours-url")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
