@@ -105,6 +105,11 @@ def _engine_options(function: Function) -> Function:
                 help="The same for --engine echo.",
             ),
             click.option(
+                "--trust-remote-code",
+                is_flag=True,
+                help="Run Python that the checkpoint brings along. LMDeploy's.",
+            ),
+            click.option(
                 "--served-name",
                 default="",
                 help="The model's name for callers.  [default: the --model value]",
@@ -126,6 +131,7 @@ def _chat_options(given: dict[str, Any]) -> "ChatOptions":
         tp=given["tp"],
         slots=given["slots"] or echo_slots,
         served_name=given["served_name"],
+        trust_remote_code=given["trust_remote_code"],
     )
 
 

@@ -15,7 +15,8 @@ class ChatOptions:
     """What a chat worker serves, as on the command line.
 
     `tp` GPUs per worker, None for as many as its set has; `slots` jobs inside the engine at once,
-    None for the engine's own choice; `served_name` the name that callers use, '' for the model's.
+    None for the engine's own choice; `served_name` the name that callers use, '' for the model's;
+    `trust_remote_code` run Python that the checkpoint brings along.
     """
 
     model: str = "demo"
@@ -24,6 +25,7 @@ class ChatOptions:
     tp: int | None = None
     slots: int | None = None
     served_name: str = ""
+    trust_remote_code: bool = False
 
     @property
     def name(self) -> str:
@@ -40,7 +42,9 @@ class ChatOptions:
             "--slots": self.slots,
             "--served-name": self.name,
         }
-        return tuple(str(part) for pair in given.items() if pair[1] is not None for part in pair)
+        flags = ("--trust-remote-code",) if self.trust_remote_code else ()
+        pairs = (pair for pair in given.items() if pair[1] is not None)
+        return (*(str(part) for pair in pairs for part in pair), *flags)
 
 
 def chat(options: ChatOptions, gpus: str | None, environ: Mapping[str, str], owner: str) -> Command:

@@ -68,6 +68,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--slots", type=int, default=None)
+    parser.add_argument("--trust-remote-code", action="store_true")
     return parser.parse_args(argv)
 
 
@@ -85,6 +86,7 @@ def _make_runtime(args: argparse.Namespace, config: settings.Settings, app: Cele
         tp=args.tp,
         slots=slots,
         decode=decode,
+        trust_remote_code=args.trust_remote_code,
     )
     return ChatRuntime(
         config, app, me, spec=spec, served_name=_served_name(args), why_cancelled=_why_cancelled

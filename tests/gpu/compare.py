@@ -4,8 +4,8 @@
     python tests/gpu/compare.py --model /tmp/2b --backend pytorch --loads picture --servers ours
 
 Each server has the GPU to itself. Loads: `picture` and `text` (512 at once, streamed), `plain` (the
-same picture load without streaming), `steady` (pictures, so many always under way), `idle` (one at a
-time: first token). Ours is asked over /v1/jobs; theirs over /v1/chat/completions. Figures are the
+same picture load without streaming), `steady` (pictures, so many always under way), `idle` (one at
+a time: first token). Ours is asked over /v1/jobs; theirs over /v1/chat/completions. Figures are the
 medians of --repeat runs, after one small run that nobody counts. Needs LMDeploy, and for ours what
 `forebay up` needs. Servers that run already: --theirs-url, --ours-url.
 """
@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -138,16 +137,22 @@ def _ours(options: argparse.Namespace, folder: Path) -> list[str]:
 def _wait(url: str, process: "subprocess.Popen[bytes]", folder: Path) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, urllib.error.URLError):
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
+        if _answers(url):
+            return
         if process.poll() is not None:
             break
         time.sleep(0.5)
     logs = [*folder.glob("log"), *folder.glob("data/**/*.log")]
     said = "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
     raise SystemExit(f"{url} did not answer\n{said}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -167,10 +172,8 @@ def _table(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
             if theirs is None and ours is None:
                 continue
             ratio = f"{ours / theirs:.2f}" if theirs and ours is not None else "–"
-            cells = ("–" if value is None else f"{value:g}" for value in (theirs, ours))
-            rows.append(
-                f"{name:<9}{figure:<13}" + "".join(f"{c:>10}" for c in cells) + f"{ratio:>13}"
-            )
+            left, right = ("–" if value is None else f"{value:g}" for value in (theirs, ours))
+            rows.append(f"{name:<9}{figure:<13}{left:>10}{right:>10}{ratio:>13}")
     return "\n".join(rows)
 
 

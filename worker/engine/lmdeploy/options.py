@@ -10,7 +10,7 @@ from worker.engine.base import EngineOptions, Prompt
 
 HONOURED = frozenset(
     {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "ignore_eos"}
-    | {"response_format", "tools"}
+    | {"response_format", "tools", "parallel_tool_calls"}
 )
 """The optional request fields that the engine honours; any other is refused at submission."""
 
