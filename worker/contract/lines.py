@@ -16,7 +16,7 @@ from worker.contract.completions import CompletionBody
 from worker.contract.door import dump
 from worker.contract.errors import InvalidRequest, JobError, kind_of
 from worker.contract.job import ChatRequest, Door, JobSpec, Priority
-from worker.contract.responses import question, view
+from worker.contract.responses import envelope, question, view
 from worker.contract.responses.body import ResponseBody
 
 JOB_LIFE_S = 31 * 86_400  # of an unwritten line's job, after its end: longer than any batch
@@ -58,7 +58,7 @@ def _fresh(body: ResponseBody) -> JobBody:
 
 
 def _response_spec(body: ResponseBody, _job: JobBody) -> JobSpec:
-    return question.to_spec(body, question.envelope(body, None))
+    return envelope.to_spec(body, None)
 
 
 def _refuse_several(count: int) -> None:
