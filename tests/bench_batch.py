@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ async def run(
 
 def _requests(count: int, pictures: bool, *, is_held: bool) -> bytes:
     """Return the file; where it `is_held`, its first line ends only when somebody cancels it."""
-    held = [_asked(HELD, {"query": "[[hang]]"})] if is_held else []
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    held = [_asked(HELD, {"query": "later", "not_before": later})] if is_held else []
     lines = [*held, *(_line(n, pictures) for n in range(count))]
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
@@ -203,7 +205,7 @@ def _wrong(seen: dict[str, dict[str, Any]], lines: int) -> list[str]:
     """Return what is wrong with result lines by custom_id."""
     troubles = []
     held = seen.pop(HELD, {"error": {"code": "job_cancelled"}})
-    if held["error"]["code"] != "job_cancelled":
+    if (held["error"] or {}).get("code") != "job_cancelled":
         troubles.append(f"{HELD}: {held}")
     for number in range(lines):
         row = seen.pop(f"line-{number}", None)

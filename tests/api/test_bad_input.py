@@ -94,10 +94,6 @@ REFUSED = {
         {"query": "<image>q", "images": ["file_" + "0" * 32]},
         (404, "upload_not_found", "images[0]", "nothing was uploaded"),
     ),
-    "an option that the engine cannot honour": (
-        swift(logprobs=True),
-        (400, "option_unsupported", "logprobs", "echo engine"),
-    ),
     "a path on the server": (
         {"query": "<image>q", "images": ["/etc/passwd"]},
         (400, "media_unreadable", "images[0]", "not opened"),

@@ -87,7 +87,7 @@ async def test_pages_go_through_all_files_of_a_purpose_in_either_order(
 
 
 async def test_the_sweep_erases_what_is_over_and_nothing_else(files: Files, objects: ObjectStore):
-    over = await kept(files, objects, life_s=0.001)
+    over = await kept(files, objects, life_s=-1)
     other = await kept(files, objects)
 
     assert await files.sweep() == 1
@@ -99,7 +99,7 @@ async def test_the_sweep_erases_what_is_over_and_nothing_else(files: Files, obje
 
 
 async def test_a_file_that_is_over_is_gone_before_it_is_swept(files: Files, objects: ObjectStore):
-    over = await kept(files, objects, life_s=0.001)
+    over = await kept(files, objects, life_s=-1)
 
     with pytest.raises(FileGone):
         await files.get(over.id)

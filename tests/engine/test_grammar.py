@@ -16,11 +16,11 @@ pytest.importorskip("torch", reason="the extra `cpu` is not installed")
 
 import torch
 from transformers import AutoTokenizer
-from worker.engine.template import knows_reasoning, knows_tools
 
 from tests.support.tiny_model import write_tiny_model
 from worker.engine.transformers.constraint import Alphabet, Constraint
 from worker.engine.transformers.grammar import grammar_of
+from worker.engine.transformers.template import knows_reasoning, knows_tools
 
 NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 ADD = {"name": "add", "parameters": NUMBER | {"additionalProperties": False}}

@@ -104,7 +104,8 @@ def resolve_model(name: str) -> str:
 def _lmdeploy(spec: EngineSpec) -> Engine:
     if not _is_installed("lmdeploy"):
         raise EngineFailed(
-            "the LMDeploy engine needs lmdeploy, which is not installed: pip install 'forebay[gpu]'"
+            "the LMDeploy engine needs lmdeploy, which is not installed: pip install "
+            "'forebay[gpu]' on a machine with an NVIDIA GPU; --engine transformers answers on a CPU"
         )
     if not is_cuda_visible():
         raise EngineFailed(
