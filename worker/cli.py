@@ -25,6 +25,7 @@ ENGINES = ("auto", "lmdeploy", "transformers", "echo")
 BACKENDS = ("auto", "turbomind", "pytorch")
 LOOPBACK = "127.0.0.1"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection: they shall close it
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -409,6 +410,7 @@ def api(host: str, port: int) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.drain_s) + 1,
     )
 
