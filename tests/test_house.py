@@ -21,7 +21,7 @@ DOORS = {
     "llguidance": {"worker.engine.transformers.*"},
     "boto3": {"worker.contract.s3"},
     "botocore": {"worker.contract.s3"},
-    "celery": {"worker.contract.broker", "worker.pool*", "worker.runtime", "worker.tasks"},
+    "celery": {"worker.contract.broker", "worker.pool*", "worker.runtime.*", "worker.tasks"},
     "kombu": {"worker.contract.broker", "worker.pool*"},
     "billiard": {"worker.pool*"},
     "flower": {"worker.cli"},
@@ -50,7 +50,7 @@ READS_ENVIRONMENT = {
     "worker.contract.settings": "the settings themselves",
     "worker.cli": "gives its environment to the processes that it starts",
     "worker.tasks": "names the process after the GPUs that it was started on",
-    "worker.runtime": "announces those GPUs",
+    "worker.runtime.base": "announces those GPUs",
     "worker.engine.lmdeploy.backend": "tells LMDeploy what it reads there while it is imported",
 }
 

@@ -31,7 +31,9 @@ from worker.holds import Stop
 from worker.media.image import decode
 from worker.pool_run import CancelReason, current_request
 from worker.runner import Verdict
-from worker.runtime import ChatRuntime, CpuRuntime, HookRuntime, Identity, SweepRuntime
+from worker.runtime.base import Identity
+from worker.runtime.chat import ChatRuntime
+from worker.runtime.cpu import CpuRuntime, HookRuntime, SweepRuntime
 
 OK, TRY_AGAIN, MISCONFIGURED = 0, 75, 78
 DEFAULT_SLOTS = {"echo": 256, "transformers": 4, "lmdeploy": 256}

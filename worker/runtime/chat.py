@@ -1,0 +1,144 @@
+"""The process of a chat worker: one engine in a process of its own, and the jobs inside it."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from celery import Celery
+
+from worker.batcher import Batcher
+from worker.chat import ChatAttempt, estimate_tokens
+from worker.contract.errors import EngineFailed
+from worker.contract.job import Hold, Lane
+from worker.contract.log import event
+from worker.contract.settings import Settings
+from worker.engine import EngineSpec
+from worker.engine.base import ModelCard
+from worker.engine.process import EngineProcess
+from worker.runner import Verdict
+from worker.runtime.base import Base, Identity, WhyCancelled
+from worker.stream import DeltaStream
+
+_log = logging.getLogger(__name__)
+_LOOK_S = 1.0
+_MAX_DEATHS, _DEATHS_WITHIN_S = 3, 600.0
+
+
+class ChatRuntime(Base):
+    """One engine in a process of its own, and the jobs inside it.
+
+    `on_ready` is called with False when the engine is gone, and with True once it is back: until
+    then the tickets that come here are better off with other workers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        app: Celery,
+        me: Identity,
+        *,
+        spec: EngineSpec,
+        served_name: str,
+        why_cancelled: WhyCancelled,
+    ) -> None:
+        super().__init__(settings, app, me)
+        self._served_name = served_name
+        self._engine = EngineProcess(spec, log_level=settings.log_level)
+        self._why_cancelled = why_cancelled
+        self.on_ready: Callable[[bool], None] = lambda _is_ready: None
+        self._ready = asyncio.Event()
+        self._deaths: deque[float] = deque()
+        self._model: ModelCard | None = None
+
+    async def start(self) -> None:
+        """Load the model; return once jobs can be taken. Raises EngineFailed with a sentence."""
+        await self._connect()
+        await self.say("loading")
+        self._model = await self._engine.start()
+        self._batcher = Batcher(self._model.slots, _capacity_tokens(self._model))
+        self._stream = DeltaStream(self._store, self._holds.lose)
+        self._chat = self._runner(Lane.CHAT, self._begin, self._why_cancelled)
+        self._spawn(self._stream.run())
+        self._spawn(self._watch_deaths())
+        self._spawn(self._watch_silence())
+        self._ready.set()
+        await self.say("ready")
+
+    async def run(self, job_id: str) -> Verdict:
+        """Do what a ticket asks for, once the engine is there."""
+        await self._ready.wait()
+        return await self._chat.run(job_id)
+
+    def _begin(self, hold: Hold) -> ChatAttempt:
+        return ChatAttempt(
+            hold,
+            engine=self._engine,
+            batcher=self._batcher,
+            stream=self._stream,
+            objects=self._objects,
+            cost=estimate_tokens,
+            max_tokens=self._settings.max_tokens,
+            max_picture_bytes=self._settings.image_max_bytes,
+        )
+
+    def _card(self) -> dict[str, Any] | None:
+        if self._model is None:
+            return None
+        card = asdict(self._model)
+        return card | {"model": self._served_name, "options": sorted(self._model.options)}
+
+    async def _watch_deaths(self) -> None:
+        """Start the engine again whenever it dies; stop the worker when that happens too often."""
+        while True:
+            how = await self._engine.wait_dead()
+            self._ready.clear()
+            self.on_ready(False)
+            lost = self._engine.lost_prompts
+            event(_log, "engine.died", level=logging.ERROR, how=how, inside=lost)
+            if self._is_too_often(lost):
+                return await self._fail(f"the engine died {_MAX_DEATHS} times: {how}")
+            await self.say("loading", how)
+            try:
+                self._model = await self._engine.start()
+            except EngineFailed as error:
+                return await self._fail(error.message)
+            self._ready.set()
+            self.on_ready(True)
+            await self.say("ready")
+
+    def _is_too_often(self, lost: int) -> bool:
+        """Count a death, unless one job was alone inside: then that job is to blame."""
+        if lost != 1:
+            self._deaths.append(time.monotonic())
+        while self._deaths and time.monotonic() - self._deaths[0] > _DEATHS_WITHIN_S:
+            self._deaths.popleft()
+        return len(self._deaths) >= _MAX_DEATHS
+
+    async def _fail(self, reason: str) -> None:
+        self.failure = reason
+        await self.say("failed", reason)
+        os.kill(os.getpid(), signal.SIGQUIT)  # hand everything back now
+        await asyncio.Event().wait()
+
+    async def _watch_silence(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            silent_s = self._engine.last_output_age_s
+            if silent_s > self._settings.engine_silence_s:
+                event(_log, "engine.hung", level=logging.ERROR, silent_s=round(silent_s, 1))
+                self._engine.kill()
+
+    async def _end(self) -> None:
+        await super()._end()  # whoever would start the engine again has ended
+        await self._engine.close()
+
+
+def _capacity_tokens(card: ModelCard) -> int:
+    """Return what all jobs inside may occupy; an engine that knows no bound has its slots."""
+    return card.capacity_tokens or card.slots * card.context_tokens
