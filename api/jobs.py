@@ -21,7 +21,7 @@ from worker.contract.view import links
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=ERRORS)
 
 MAX_WAIT_S = 60
-CANCEL_WAIT_S = 1.0
+CANCEL_WAIT_S = 5.0  # an engine drops a job within one; what a loaded worker may need
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})(?:$|[,;\s])")
 
 Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for a change")]

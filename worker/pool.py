@@ -18,6 +18,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import wait
@@ -92,6 +93,8 @@ class AsyncPool(BasePool):  # type: ignore[misc]  # celery ships no types
             raise ImproperlyConfigured("AsyncPool needs Redis or RabbitMQ as its broker")
         self._set_up()
         self._loop.start()
+        # Sent by signal handlers: a second SIGTERM may interrupt the first while it has the lock.
+        signals.worker_shutting_down.lock = threading.RLock()
         signals.worker_shutting_down.connect(self._on_shutdown_signal)
         try:
             self._boot()

@@ -7,6 +7,7 @@ _BOOT and so on in its environment. The tests make the same app and send tasks b
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Awaitable
 from typing import Any
@@ -65,6 +66,22 @@ consumers: list[Any] = []
 signals.worker_ready.connect(lambda sender, **_: consumers.append(sender), weak=False)
 
 
+class Interrupting:
+    """A lock whose first holder is interrupted by one more SIGTERM."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock, self._is_due = lock, True
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._is_due:
+            self._is_due = False
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 async def boot(pool: AsyncPool) -> None:
     pools.append(pool)
     await tell("booting")
@@ -76,6 +93,8 @@ async def boot(pool: AsyncPool) -> None:
                 await tell("boot cancelled")
         case "fails":
             raise RuntimeError("no such model")
+        case "impatient":
+            signals.worker_shutting_down.lock = Interrupting(signals.worker_shutting_down.lock)
     await tell(f"booted with {pool.limit}")
 
 

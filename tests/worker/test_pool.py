@@ -398,6 +398,16 @@ def test_a_second_sigterm_hands_back_at_once(lab: Lab):
     assert waiting(lab) == {task}
 
 
+def test_a_second_sigterm_in_the_middle_of_the_first_hands_back_as_well(lab: Lab):
+    worker = booted(lab, drain_s="1000", boot="impatient")
+    task = lab.start_holding()
+
+    worker.terminate()
+
+    assert lab.exit_status(worker) == 0
+    assert waiting(lab) == {task}
+
+
 def test_sigquit_hands_back_at_once(lab: Lab):
     worker = booted(lab, drain_s="1000")
     tasks = {how: lab.start_holding(how) for how in ("raise", "ignore")}
