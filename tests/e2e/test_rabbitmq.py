@@ -80,7 +80,7 @@ def test_jobs_with_and_without_pictures_are_answered_also_by_a_worker_that_came_
         first = until_over(http, early["id"])
 
     assert (first["status"], first["output"]["text"]) == ("completed", "before")
-    assert (late["status"], len(late["media"])) == ("completed", 1)
+    assert (late["status"], late["error"], len(late["media"])) == ("completed", None, 1)
 
 
 def test_waiting_and_running_jobs_can_be_cancelled(

@@ -155,7 +155,7 @@ class CpuRuntime(HookRuntime):
 
     async def _profile(self, model: str) -> MediaProfile:
         """Return what the model wants; the default until a worker has announced it."""
-        card = (await self._models.cards()).get(model)
-        if not card:
+        card = (await self._models.cards()).get(model, {})
+        if "max_pixels" not in card:  # configured, and no worker has come yet
             return MediaProfile()
         return MediaProfile(card["max_pixels"], card["frame_max_pixels"], card["pixel_multiple"])
