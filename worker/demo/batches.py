@@ -106,7 +106,7 @@ class BatchMaker:
 
         Args:
             seed: of scenes and words.
-            scale: 1 for about 130 pictures, 50 pairs and 26 clips; proportionally less below.
+            scale: 1 for about 130 pictures, 64 pairs and 26 clips; proportionally less below.
         """
         random = Random(seed)
         while True:
@@ -130,7 +130,7 @@ class BatchMaker:
 
     def _pairs(self, random: Random, scale: float) -> Batch:
         cells = random_size(random, *random.choice(((90, 144), (36, 144))))
-        number = max(1, round(50 * scale))
+        number = max(1, round(64 * scale))
         pairs = [make_pair(random, *_drawn_for(random, cells)) for _ in range(number)]
         seen = [(pair, training_dialogues(random, pair, 3)) for pair in pairs]
         return self._batch(random, seen, cells)

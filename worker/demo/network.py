@@ -108,8 +108,13 @@ def new_marker(model: Any) -> nn.Linear:
     """Make the layer that names the animal in each cell; it is thrown away after training.
 
     Counting alone teaches the vision tower slowly. Naming what stands where teaches it directly.
+    The layer begins with zeros, so that it has learned something itself before it moves a tower
+    that is already trained.
     """
-    return nn.Linear(model.config.text_config.hidden_size, len(SPECIES) + 1)
+    marker = nn.Linear(model.config.text_config.hidden_size, len(SPECIES) + 1)
+    nn.init.zeros_(marker.weight)
+    nn.init.zeros_(marker.bias)
+    return marker
 
 
 def losses(model: Any, marker: nn.Linear, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -25,12 +25,12 @@ _WORDING: dict[str, Any] = tomllib.loads(
 _TEMPLATES: dict[str, dict[str, list[str]]] = _WORDING["templates"]
 
 PICTURE_TASKS = {
-    "describe": 4, "count": 7, "kinds": 2, "colours": 3, "present": 3, "absent": 3, "time": 1,
+    "describe": 4, "count": 10, "kinds": 2, "colours": 3, "present": 3, "absent": 3, "time": 1,
     "identity": 1, "hello": 0.3, "thanks": 0.5, "ability": 0.3, "unknown": 0.7,
 }  # fmt: skip
 """What is asked about one picture, and how often in training."""
 
-PAIR_TASKS = {"difference": 6, "both": 1, "count_nth": 1.5}
+PAIR_TASKS = {"difference": 8, "both": 1, "count_nth": 1.5}
 CLIP_TASKS = {"video": 6, "direction": 1, "video_kinds": 1, "video_count": 1.2}
 TEXT_TASKS = {
     "identity": 4, "hello": 2, "thanks": 1, "bye": 1, "ability": 1.5, "unknown": 4, "no_picture": 3,

@@ -3,7 +3,10 @@
     python -m worker.demo.train --out worker/demo/model --minutes 8
 
 One H100 with 16 cores trains it in minutes. The run is as long as `--minutes` says, whatever the
-machine; started again with the same `--checkpoint` it goes on where it was.
+machine; started again with the same `--checkpoint` it goes on where it was. Several GPUs learn from
+as many times the pictures:
+
+    python -m torch.distributed.run --nproc-per-node 2 -m -- worker.demo.train --out …
 """
 
 from __future__ import annotations
@@ -34,10 +37,12 @@ from worker.demo.network import losses, new_marker
 from worker.demo.questions import all_texts
 from worker.demo.reader import Reader
 from worker.demo.scenes import make_pair, make_scene
+from worker.demo.team import Team
 
 _WARM_UP = 0.02  # share of the run
 _MARKS_WEIGHT = 0.5  # of the loss that names animals in cells, beside that of the answers
 _CHECKPOINT_EVERY_S = 60.0
+_RANK_SEEDS = 500  # between two members' seeds; each loader takes one
 
 
 @dataclass
@@ -46,6 +51,7 @@ class Progress:
 
     step: int = 0
     trained_s: float = 0.0
+    waited_s: float = 0.0  # of these, for pictures to be drawn
 
 
 class Steps(IterableDataset[list[dict[str, Tensor]]]):
@@ -105,14 +111,17 @@ class Plan:
 class Training:
     """One run: model, optimiser and progress; a checkpoint keeps all three."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, team: Team) -> None:
         torch.manual_seed(plan.seed)
         self._plan = plan
+        self._team = team
         self.progress = Progress()
         self.tokenizer, model = _begin(plan.start)
-        self.tokenizer.save_pretrained(plan.out)
-        self.model = model.to(plan.device)
-        self._marker = new_marker(self.model).to(plan.device)
+        if team.leads:
+            self.tokenizer.save_pretrained(plan.out)
+        team.wait()
+        self.model = model.to(team.device)
+        self._marker = new_marker(self.model).to(team.device)
         self._trained = [*self.model.parameters(), *self._marker.parameters()]
         self._optimiser = torch.optim.AdamW(
             self._trained, lr=plan.rate, betas=(0.9, 0.98), weight_decay=0.05
@@ -132,39 +141,48 @@ class Training:
         last = saved = perf_counter()
         self.model.train()
         for batches in steps:
+            self.progress.waited_s += perf_counter() - last
             found = self._step(batches)
             now = perf_counter()
             self.progress.trained_s += now - last
             last = now
-            if self.progress.step % 50 == 1:
+            if self.progress.step % 50 == 1 and self._team.leads:
                 self._report(found)
-            if self.progress.trained_s >= self._plan.minutes * 60:
+            if self._done >= 1:
                 break
-            if now - saved > _CHECKPOINT_EVERY_S:
+            if now - saved > _CHECKPOINT_EVERY_S and self._team.leads:
                 self._save()
                 saved = now
-        self._save()
-        write_folder(self._plan.out, self.model.cpu(), self.tokenizer)
+        if self._team.leads:
+            self._save()
+            write_folder(self._plan.out, self.model.cpu(), self.tokenizer)
 
     def _fresh_seed(self) -> int:
         """Return a seed whose scenes neither an earlier part nor another seed's run has drawn."""
-        return 1_000_003 * self._plan.seed + 1009 * self.progress.step
+        ours = _RANK_SEEDS * self._team.rank
+        return 1_000_003 * self._plan.seed + 1009 * self.progress.step + ours
+
+    @property
+    def _done(self) -> float:
+        """The share of the run that is over."""
+        return self.progress.trained_s / (self._plan.minutes * 60)
 
     def _step(self, batches: list[dict[str, Tensor]]) -> list[Tensor]:
         """Learn from one step's batches; the optimiser moves once. Returns the losses."""
-        for group in self._optimiser.param_groups:
-            done = self.progress.trained_s / (self._plan.minutes * 60)
-            group["lr"] = self._plan.rate * schedule(done)
         found: list[Tensor] = []
         for batch in batches:
             moved = {
-                name: value.to(self._plan.device, non_blocking=True)
+                name: value.to(self._team.device, non_blocking=True)
                 for name, value in batch.items()
             }
             with torch.autocast(self._plan.device, torch.bfloat16):
                 answers, marks = losses(self.model, self._marker, moved)
             ((answers + _MARKS_WEIGHT * marks) / len(batches)).backward()  # type: ignore[no-untyped-call]  # theirs
             found += [answers.detach(), marks.detach()]
+        # Members' clocks differ; what they do at a time and when they end must not.
+        self.progress.trained_s = self._team.average(self._trained, self.progress.trained_s)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._plan.rate * schedule(self._done)
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
@@ -173,8 +191,12 @@ class Training:
 
     def _report(self, found: list[Tensor]) -> None:
         values = " ".join(f"{loss.item():.4f}" for loss in found)
-        done = self.progress.trained_s
-        print(f"step {self.progress.step}, {done:.0f} s, answers and marks: {values}", flush=True)
+        done = self.progress
+        print(
+            f"step {done.step}, {done.trained_s:.0f} s, {done.waited_s / done.trained_s:.0%} of "
+            f"them waiting for pictures, answers and marks: {values}",
+            flush=True,
+        )
 
     def _save(self) -> None:
         state: dict[str, Any] = {
@@ -188,7 +210,7 @@ class Training:
         partial.replace(self._plan.checkpoint)  # a run killed here still has the last checkpoint
 
     def _resume(self) -> None:
-        state = torch.load(self._plan.checkpoint, map_location=self._plan.device)
+        state = torch.load(self._plan.checkpoint, map_location=self._team.device)
         self.model.load_state_dict(state["model"])
         self._marker.load_state_dict(state["marker"])
         self._optimiser.load_state_dict(state["optimiser"])
@@ -234,15 +256,20 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     plan = Plan(**{field.name: getattr(options, field.name) for field in fields(Plan)})
-    training = Training(plan)
+    team = Team(plan.device)
+    training = Training(plan, team)
     training.run(options.loaders, options.scale)
-    if not options.held_out:
+    team.leave()
+    if not options.held_out or not team.leads:
         return
     reader = Reader(options.out, options.device)
     batch = 100 if options.device == "cuda" else 4
     scores = evaluate(reader, options.held_out, batch, max(1, options.loaders))
     done = training.progress
-    sentence = f"{done.step} steps of about 440 pictures in {done.trained_s / 60:.1f} minutes"
+    pictures = 470 * team.size
+    sentence = (
+        f"{done.step} steps of about {pictures} pictures in {done.trained_s / 60:.1f} minutes"
+    )
     beginning = f", from the weights of {options.start}" if options.start else ""
     write_card(options.out, scores, f"{sentence}{beginning}.")
 
