@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOORS = {
     "redis": {"worker.contract.door", "worker.contract.live"},
     "jsonschema_rs": {"worker.contract.options"},
-    "llguidance": {"worker.engine.transformers.*"},
+    "llguidance": {"worker.engine.alphabet", "worker.engine.transformers.*"},
     "boto3": {"worker.contract.s3"},
     "botocore": {"worker.contract.s3"},
     "celery": {"worker.contract.broker", "worker.pool*", "worker.runtime.*", "worker.tasks"},
@@ -51,6 +51,7 @@ READS_ENVIRONMENT = {
     "worker.cli": "gives its environment to the processes that it starts",
     "worker.tasks": "names the process after the GPUs that it was started on",
     "worker.runtime.base": "announces those GPUs",
+    "worker.demo.team": "hears from torch's launcher which member it is",
     "worker.engine.lmdeploy.backend": "tells LMDeploy what it reads there while it is imported",
 }
 

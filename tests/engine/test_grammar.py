@@ -18,7 +18,8 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.support.tiny_model import write_tiny_model
-from worker.engine.transformers.constraint import Alphabet, Constraint
+from worker.engine.alphabet import Alphabet
+from worker.engine.transformers.constraint import Constraint
 from worker.engine.transformers.grammar import grammar_of
 from worker.engine.transformers.template import knows_reasoning, knows_tools
 

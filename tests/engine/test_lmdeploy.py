@@ -1,6 +1,7 @@
 """What of the LMDeploy engine needs no GPU: names, options, answers, parcels, and reading."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
@@ -12,8 +13,18 @@ import pytest
 from tests.support.prompts import ask, decode, picture
 from worker.contract.errors import EngineDied, EngineFailed
 from worker.engine import EngineSpec, load_engine
-from worker.engine.base import Clip, Delta, Prompt, ToolCall, ToolUse, Turn
-from worker.engine.lmdeploy.answering import Answering
+from worker.engine.base import (
+    Clip,
+    Delta,
+    EngineOptions,
+    Prompt,
+    TokenLogprob,
+    ToolCall,
+    ToolUse,
+    Turn,
+)
+from worker.engine.lmdeploy.answering import Answering, Sampled
+from worker.engine.lmdeploy.grammar import response_format
 from worker.engine.lmdeploy.models import hub_id
 from worker.engine.lmdeploy.options import Defaults, generation, repeats
 
@@ -146,7 +157,7 @@ def answering(prompt: Prompt) -> Answering:
 def test_tokens_that_came_together_leave_together():
     answer = answering(ask("?", max_tokens=9))
 
-    deltas = [answer.take([1, 2, 3], is_last=False), answer.take([4], is_last=False)]
+    deltas = [answer.take(Sampled([1, 2, 3])), answer.take(Sampled([4]))]
 
     assert deltas == [Delta("abc", (1, 2, 3), 11), Delta("d", (4,), 11)]
 
@@ -154,19 +165,21 @@ def test_tokens_that_came_together_leave_together():
 def test_the_token_that_ends_a_text_is_no_part_of_it():
     answer = answering(ask("?", max_tokens=9))
 
-    assert answer.take([1, 2, EOS], is_last=True) == Delta("ab", (1, 2), 11, "stop")
+    assert answer.take(Sampled([1, 2, EOS], is_last=True)) == Delta("ab", (1, 2), 11, "stop")
 
 
 def test_with_ignore_eos_that_token_is_one_like_any_other():
     answer = answering(ask("?", max_tokens=3, ignore_eos=True))
 
-    assert answer.take([1, EOS, 2], is_last=True) == Delta("a?b", (1, EOS, 2), 11, "length")
+    assert answer.take(Sampled([1, EOS, 2], is_last=True)) == Delta(
+        "a?b", (1, EOS, 2), 11, "length"
+    )
 
 
 def test_no_more_than_max_tokens_are_taken():
     answer = answering(ask("?", max_tokens=2))
 
-    assert answer.take([1, 2, 3, 4], is_last=False) == Delta("ab", (1, 2), 11, "length")
+    assert answer.take(Sampled([1, 2, 3, 4])) == Delta("ab", (1, 2), 11, "length")
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
@@ -176,7 +189,7 @@ def test_a_stop_text_ends_at_the_same_token_however_tokens_come(size: int):
 
     deltas = []
     for at in range(0, len(sampled), size):
-        deltas.append(answer.take(sampled[at : at + size], is_last=False))
+        deltas.append(answer.take(Sampled(sampled[at : at + size])))
         if deltas[-1].finish_reason:
             break
 
@@ -196,7 +209,7 @@ def test_a_later_attempt_says_only_what_comes_after():
     )
     answer = answering(prompt)
 
-    delta = answer.take([4, 5], is_last=True)
+    delta = answer.take(Sampled([4, 5], is_last=True))
 
     assert not answering(prompt).is_over
     assert delta == Delta("cde", (4, 5), 11, "length")
@@ -213,12 +226,12 @@ def test_an_answer_of_a_given_format_is_begun_anew_and_must_come_out_the_same():
 
     answer = begun()
 
-    assert [answer.take([1], is_last=False), answer.take([2, 3], is_last=False)] == [
+    assert [answer.take(Sampled([1])), answer.take(Sampled([2, 3]))] == [
         Delta("", (), 11),
         Delta("c", (3,), 11),
     ]
     with pytest.raises(EngineFailed, match="came out otherwise"):
-        begun().take([1, 9], is_last=False)
+        begun().take(Sampled([1, 9]))
 
 
 def test_a_call_of_a_tool_is_told_apart_and_ends_the_answer_as_one():
@@ -231,7 +244,7 @@ def test_a_call_of_a_tool_is_told_apart_and_ends_the_answer_as_one():
         decode=lambda ids: "".join(words[token] for token in ids),
     )
 
-    delta = answer.take([1, 2, 3, 4, 5], is_last=False)
+    delta = answer.take(Sampled([1, 2, 3, 4, 5]))
 
     assert delta.tool_calls == (ToolCall("add", "{}"),)
     assert (delta.text, delta.token_ids, delta.finish_reason) == ("", (1, 2, 3, 4), "tool_calls")
@@ -243,6 +256,100 @@ def test_what_earlier_attempts_made_whole_is_over():
 
     assert answer.is_over
     assert answer.last() == Delta("", (), 11, "length")
+
+
+def test_logprobs_stand_beside_the_tokens_that_were_kept_chosen_first_or_not():
+    answer = Answering(
+        ask("?", max_tokens=9, top_logprobs=1),
+        prompt_tokens=1,
+        eos_ids=frozenset({EOS}),
+        decode=letters,
+        spell=lambda token: LETTERS[token].encode(),
+    )
+    likely = ({2: -1.5, 1: -0.25}, {3: -0.5}, {EOS: -0.1})
+
+    delta = answer.take(Sampled([2, 3, EOS], likely, is_last=True))
+
+    assert delta.logprobs == (
+        TokenLogprob(b"b", -1.5, (TokenLogprob(b"a", -0.25),)),
+        TokenLogprob(b"c", -0.5, (TokenLogprob(b"c", -0.5),)),
+    )
+
+
+# --- forms of answers -----------------------------------------------------------------------------
+
+ADD = {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}
+SAY = {"name": "say"}
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 4}}\n</tool_call>'
+OTHER = '<tool_call>\n{"name": "say", "arguments": {}}\n</tool_call>'
+
+
+def fits(said: str, options: EngineOptions, **how: bool) -> bool:
+    """Ask XGrammar whether an answer has the form that is asked for."""
+    xgrammar = pytest.importorskip("xgrammar", reason="LMDeploy is not installed")
+    form = response_format(options, **how)
+    if form is None:
+        return True
+    if form["type"] == "json_schema":
+        grammar = xgrammar.Grammar.from_json_schema(json.dumps(form["json_schema"]["schema"]))
+    else:
+        grammar = xgrammar.Grammar.from_structural_tag(json.dumps(form))
+    letters = xgrammar.TokenizerInfo([bytes([n]) for n in range(256)] + [b"</s>"])
+    compiled = xgrammar.GrammarCompiler(letters).compile_grammar(grammar)
+    matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
+    return bool(matcher.accept_string(said)) and bool(matcher.is_completed())
+
+
+def test_a_plain_schema_is_asked_for_by_the_shortest_way_and_free_text_by_none():
+    schema = {"type": "integer"}
+
+    assert response_format(ask("?", json_schema=schema).options) == {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": schema},
+    }
+    assert response_format(ask("?", tools=ToolUse((ADD,))).options, reasons=True) is None
+
+
+@pytest.mark.parametrize(
+    ("tools", "said", "is_right"),
+    [
+        (ToolUse((ADD, SAY), must_call=True), CALL, True),
+        (ToolUse((ADD, SAY), must_call=True), f"{CALL}\n{OTHER}", True),
+        (ToolUse((ADD, SAY), must_call=True), "no", False),
+        (ToolUse((ADD, SAY), must_call=True), CALL.replace("4", '"four"'), False),
+        (ToolUse((ADD, SAY), must_call=True, only="say"), CALL, False),
+        (ToolUse((ADD, SAY), must_call=True, only="say"), OTHER, True),
+        (ToolUse((ADD,), must_call=True, max_calls=1), f"{CALL}\n{CALL}", False),
+        (ToolUse((ADD,)), "anything", True),
+        (ToolUse((ADD | {"strict": True},)), "anything", True),
+        (ToolUse((ADD | {"strict": True},)), f"So: {CALL} and", True),
+        (ToolUse((ADD | {"strict": True},)), f"So: {OTHER}", False),
+    ],
+)
+def test_calls_have_the_form_that_was_asked_for(tools: ToolUse, said: str, is_right: bool):
+    assert fits(said, ask("?", tools=tools).options) == is_right
+
+
+def test_with_a_schema_and_tools_the_answer_is_an_instance_or_a_call():
+    options = ask("?", json_schema={"type": "integer"}, tools=ToolUse((ADD,))).options
+
+    assert fits("7", options)
+    assert fits(CALL, options)
+    assert not fits("seven", options)
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "is_right"),
+    [
+        ({"reasons": True}, "7", True),
+        ({"reasons": True}, "<think>\nsix? no\n</think>\n\n7", True),
+        ({"reasons": True}, "six? no", False),
+        ({"reasons": True, "is_thinking": True}, "six? no\n</think>\n\n7", True),
+        ({"reasons": True, "is_thinking": True}, "six? no\n</think>\n\nseven", False),
+    ],
+)
+def test_reasoning_before_an_answer_is_free(how: dict[str, bool], said: str, is_right: bool):
+    assert fits(said, ask("?", json_schema={"type": "integer"}).options, **how) == is_right
 
 
 # --- parcels --------------------------------------------------------------------------------------

@@ -1,19 +1,34 @@
 """One answer: token ids in, as many as came since the last time, deltas out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 from worker.contract.errors import EngineFailed
-from worker.engine.base import Delta, Prompt
+from worker.engine.base import Delta, Prompt, TokenLogprob
 from worker.engine.channels import Channels, Words
 from worker.engine.detokenizer import Detokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What the engine sampled since the last time; `is_last`: it has ended the answer.
+
+    `logprobs` has one entry per id where they were asked for: the chosen token first, then the
+    likeliest, each with the logarithm of its probability.
+    """
+
+    ids: Sequence[int]
+    logprobs: Sequence[Mapping[int, float]] = ()
+    is_last: bool = False
 
 
 class Answering:
     """Turns what the engine sampled into deltas, and says when the answer is over.
 
     `eos_ids` end an answer and are no part of it. `decode` turns ids into text, without special
-    tokens. `reasons` and `is_thinking` as for `Channels`. `repeats`: the engine begins the answer
-    anew, and what earlier attempts emitted will come once more.
+    tokens; `spell` one id into its bytes. `reasons` and `is_thinking` as for `Channels`. `repeats`:
+    the engine begins the answer anew, and what earlier attempts emitted will come once more.
     """
 
     def __init__(
@@ -23,6 +38,7 @@ class Answering:
         prompt_tokens: int,
         eos_ids: frozenset[int],
         decode: Callable[[Sequence[int]], str],
+        spell: Callable[[int], bytes] = lambda _: b"",
         reasons: bool = False,
         is_thinking: bool = False,
         repeats: bool = False,
@@ -32,6 +48,8 @@ class Answering:
         self._eos_ids = frozenset() if options.ignore_eos else eos_ids
         self._may_stop = bool(options.stop) or options.tools is not None
         self._prompt_tokens = prompt_tokens
+        self._top = options.top_logprobs
+        self._spell = spell
         self._detokenizer = Detokenizer(decode)
         self._channels = Channels(prompt, reasons=reasons, is_thinking=is_thinking)
         self._repeated = list(prompt.emitted_ids) if repeats else []
@@ -42,29 +60,43 @@ class Answering:
         """True where earlier attempts left nothing to generate."""
         return self._left <= 0 or self._channels.is_stopped
 
-    def take(self, sampled: Sequence[int], *, is_last: bool) -> Delta:
-        """Return the delta for newly sampled tokens; `is_last`: the engine has ended the answer."""
-        ids, has_ended = self._before_end(self._fresh(sampled))
+    def take(self, sampled: Sampled) -> Delta:
+        """Return the delta for newly sampled tokens."""
+        fresh = self._fresh(sampled.ids)
+        ids, has_ended = self._before_end(fresh)
         taken, words = self._shown(ids)
         self._left -= taken
         self._unsent += words
         kept = tuple(ids[:taken])
+        likely = self._likely(kept, sampled.logprobs[len(sampled.ids) - len(fresh) :])
         if self._channels.is_stopped:
-            return self.last(kept)
+            return self.last(kept, likely=likely)
         if has_ended:
-            return self.last(kept, "stop")
-        if is_last or self._left <= 0:
-            return self.last(kept)
+            return self.last(kept, "stop", likely=likely)
+        if sampled.is_last or self._left <= 0:
+            return self.last(kept, likely=likely)
         words, self._unsent = self._unsent, Words()
-        return self._delta(words, kept, None)
+        return self._delta(words, kept, None, likely)
 
-    def last(self, token_ids: tuple[int, ...] = (), reason: str = "length") -> Delta:
+    def last(
+        self,
+        token_ids: tuple[int, ...] = (),
+        reason: str = "length",
+        *,
+        likely: tuple[TokenLogprob, ...] = (),
+    ) -> Delta:
         """Return the last delta. A stop text in what was held back goes before `reason`."""
         rest = self._channels.push(self._detokenizer.finish()) + self._channels.finish()
         reason = self._channels.reason("stop" if self._channels.is_stopped else reason)
-        return self._delta(self._unsent + rest, token_ids, reason)
+        return self._delta(self._unsent + rest, token_ids, reason, likely)
 
-    def _delta(self, words: Words, token_ids: tuple[int, ...], reason: str | None) -> Delta:
+    def _delta(
+        self,
+        words: Words,
+        token_ids: tuple[int, ...],
+        reason: str | None,
+        likely: tuple[TokenLogprob, ...],
+    ) -> Delta:
         return Delta(
             words.text,
             token_ids,
@@ -72,7 +104,23 @@ class Answering:
             reason,
             reasoning=words.reasoning,
             tool_calls=words.tool_calls,
+            logprobs=likely,
         )
+
+    def _likely(
+        self, ids: Sequence[int], logprobs: Sequence[Mapping[int, float]]
+    ) -> tuple[TokenLogprob, ...]:
+        if self._top is None:
+            return ()
+        return tuple(
+            self._told(token_id, known) for token_id, known in zip(ids, logprobs, strict=False)
+        )
+
+    def _told(self, token_id: int, known: Mapping[int, float]) -> TokenLogprob:
+        """Say how likely a token was; an engine tells one more than was asked for, the chosen."""
+        best = sorted(known.items(), key=lambda item: -item[1])
+        top = (TokenLogprob(self._spell(one), value) for one, value in islice(best, self._top))
+        return TokenLogprob(self._spell(token_id), known[token_id], tuple(top))
 
     def _fresh(self, sampled: Sequence[int]) -> Sequence[int]:
         """Return what earlier attempts have not emitted; what they have must come out the same.

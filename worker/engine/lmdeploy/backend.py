@@ -33,7 +33,9 @@ from worker.contract.errors import (
     OptionUnsupported,
     OutOfMemory,
 )
+from worker.engine.alphabet import Alphabet
 from worker.engine.base import Counters
+from worker.engine.lmdeploy.answering import Sampled
 
 CACHE_SHARE = 0.8
 """Of the GPU memory that is free once the weights are loaded; LMDeploy's own default."""
@@ -80,6 +82,7 @@ class Backend:
         self._engine = self.asynchronous.engine
         self._handles = self.asynchronous.session_mgr.request_handle_pool
         self._sessions = count(1)
+        self._alphabet = Alphabet.of(self.asynchronous.tokenizer.model.model, self.eos_ids)
         self.capacity_tokens = self._capacity(free_bytes, spec)
         if name == "pytorch":
             _let_senders_through(self._engine)
@@ -129,6 +132,15 @@ class Backend:
         template = getattr(self.asynchronous.tokenizer.model.model, "chat_template", None)
         return "<think>" in str(template)
 
+    @property
+    def has_logprobs(self) -> bool:
+        """True where it can tell how likely tokens were by the model's own scores."""
+        return self.name == "pytorch" and self._alphabet is not None
+
+    def spell(self, token_id: int) -> bytes:
+        """Return a token's bytes; none where the tokenizer cannot be read."""
+        return self._alphabet.spell(token_id) if self._alphabet is not None else b""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
         return str(self.asynchronous.tokenizer.model.model.decode(ids, skip_special_tokens=True))
@@ -147,8 +159,8 @@ class Backend:
         token_ids: list[int],
         multimodal: list[dict[str, Any]] | None,
         generation: dict[str, Any],
-    ) -> AsyncGenerator[tuple[list[int], bool], None]:
-        """Yield the ids that came since the last time, and whether they are the last.
+    ) -> AsyncGenerator[Sampled, None]:
+        """Yield what was sampled since the last time.
 
         Closing it takes the prompt out of the engine before it returns.
 
@@ -169,7 +181,8 @@ class Backend:
                     raise _error(output.status)
                 if output.status is ResponseType.CANCEL:
                     break
-                yield list(output.token_ids), output.status is ResponseType.FINISH
+                is_last = output.status is ResponseType.FINISH
+                yield Sampled(output.token_ids, output.logprobs or (), is_last=is_last)
                 if output.status is ResponseType.FINISH:
                     return
         # TurboMind's stream ends quietly where its task was cancelled.
@@ -217,7 +230,12 @@ def _config(name: str, spec: BackendSpec) -> Any:
         return TurbomindEngineConfig(**common)
     # Its own ranks, without ray; its metrics are one object per token and answer.
     ranks = "mp" if spec.tp > 1 else None
-    return PytorchEngineConfig(**common, distributed_executor_backend=ranks, enable_metrics=False)
+    return PytorchEngineConfig(
+        **common,
+        distributed_executor_backend=ranks,
+        enable_metrics=False,
+        logprobs_mode="raw_logprobs",  # costs nothing while nobody asks for them
+    )
 
 
 def _token_bytes(config: Any, tp: int) -> int:

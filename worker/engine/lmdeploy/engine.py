@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed, OptionUnsupported
+from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed
 from worker.engine.base import Counters, Delta, ModelCard, Prompt
 from worker.engine.lmdeploy import options as ours
 from worker.engine.lmdeploy.answering import Answering
+from worker.engine.lmdeploy.grammar import response_format
 from worker.engine.lmdeploy.models import hub_id
 from worker.engine.picture_limits import picture_limits
 
@@ -111,7 +112,6 @@ class LmdeployEngine:
             EngineDied: the engine is broken, or was closed meanwhile.
         """
         opened = self._living()
-        _refuse_forced_calls(prompt)
         read = await opened.readers.read(prompt.turns, prompt.options)
         self._check_length(prompt, len(read.token_ids), opened)
         answering = Answering(
@@ -119,6 +119,7 @@ class LmdeployEngine:
             prompt_tokens=len(read.token_ids),
             eos_ids=opened.eos_ids,
             decode=opened.backend.decode,
+            spell=opened.backend.spell,
             reasons=opened.backend.reasons,
             is_thinking=read.is_thinking,
             repeats=ours.repeats(prompt),
@@ -135,12 +136,20 @@ class LmdeployEngine:
                 [*read.token_ids, *emitted],
                 read.multimodal,
                 ours.generation(
-                    prompt.options, opened.defaults, emitted=len(emitted), eos_ids=opened.eos_ids
+                    prompt.options,
+                    opened.defaults,
+                    emitted=len(emitted),
+                    eos_ids=opened.eos_ids,
+                    response_format=response_format(
+                        prompt.options,
+                        reasons=opened.backend.reasons,
+                        is_thinking=read.is_thinking,
+                    ),
                 ),
             )
             async with aclosing(outputs):
-                async for ids, is_last in outputs:
-                    delta = answering.take(ids, is_last=is_last)
+                async for sampled in outputs:
+                    delta = answering.take(sampled)
                     yield delta
                     if delta.finish_reason:
                         return
@@ -225,7 +234,7 @@ class LmdeployEngine:
             max_pixels=max_pixels,
             pixel_multiple=multiple,
             frame_max_pixels=min(max_pixels, FRAME_MAX_PIXELS),
-            options=ours.HONOURED,
+            options=ours.honoured(has_logprobs=backend.has_logprobs),
             capacity_tokens=backend.capacity_tokens,
         )
 
@@ -239,12 +248,6 @@ class _Opened:
     defaults: ours.Defaults
     eos_ids: frozenset[int]
     is_closed: bool = False
-
-
-def _refuse_forced_calls(prompt: Prompt) -> None:
-    tools = prompt.options.tools
-    if tools is not None and (tools.must_call or tools.only):
-        raise OptionUnsupported("this engine leaves it to the model whether it calls a tool")
 
 
 def _cores() -> int:

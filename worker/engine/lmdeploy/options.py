@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from worker.engine.base import EngineOptions, Prompt
+from worker.engine.lmdeploy.grammar import is_free
 
-HONOURED = frozenset(
+_HONOURED = frozenset(
     {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "ignore_eos"}
-    | {"response_format", "tools", "parallel_tool_calls"}
+    | {"response_format", "tools", "tool_choice", "parallel_tool_calls"}
 )
-"""The optional request fields that the engine honours; any other is refused at submission."""
+_LOGPROBS = frozenset({"logprobs", "top_logprobs"})
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: seeds of two attempts differ widely
 _SEED_LIMIT = 1 << 63
@@ -47,10 +48,24 @@ class Defaults:
         return cls.of(json.loads(file.read_text()) if file.is_file() else {})
 
 
+def honoured(*, has_logprobs: bool) -> frozenset[str]:
+    """Return the optional request fields that an engine honours; others are refused at submission.
+
+    `has_logprobs`: it can tell how likely tokens were by the model's own scores. TurboMind cannot:
+    it knows what is left after temperature and top_k, where a greedy token is always certain.
+    """
+    return _HONOURED | _LOGPROBS if has_logprobs else _HONOURED
+
+
 def generation(
-    options: EngineOptions, defaults: Defaults, *, emitted: int, eos_ids: frozenset[int]
+    options: EngineOptions,
+    defaults: Defaults,
+    *,
+    emitted: int,
+    eos_ids: frozenset[int],
+    response_format: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the arguments of LMDeploy's GenerationConfig.
+    """Return the arguments of LMDeploy's GenerationConfig; `response_format` as in `grammar`.
 
     Stop texts are not among them: LMDeploy stops at tokens that contain such a text, we stop at the
     text. An attempt that goes on after `emitted` tokens draws other random numbers than the first
@@ -70,19 +85,16 @@ def generation(
         "ignore_eos": options.ignore_eos,
         "stop_token_ids": sorted(eos_ids),
     }
-    if options.json_schema is not None:
-        said["response_format"] = response_format(options.json_schema)
+    if response_format is not None:
+        said["response_format"] = response_format
+    if options.top_logprobs is not None:
+        said["logprobs"] = max(options.top_logprobs, 1)  # with none it tells nothing of any
     return said
-
-
-def response_format(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON schema as LMDeploy's guided decoding takes it."""
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 def repeats(prompt: Prompt) -> bool:
     """Return whether an answer that was begun is begun anew: a grammar knows only its beginning."""
-    return prompt.options.json_schema is not None and bool(prompt.emitted_ids)
+    return bool(prompt.emitted_ids) and not is_free(prompt.options)
 
 
 def _seed(seed: int | None, emitted: int) -> int:

@@ -21,7 +21,7 @@ from PIL import Image
 from worker.contract.errors import EngineFailed, OptionUnsupported
 from worker.engine.base import Clip, EngineOptions, Part, Picture, Turn, frames_as_pictures
 from worker.engine.channels import THINK
-from worker.engine.lmdeploy.options import response_format
+from worker.engine.lmdeploy.grammar import response_format
 from worker.engine.special_tokens import SpecialTokens, special_tokens
 
 _PICTURE_MARK = "<IMAGE_TOKEN>"  # LMDeploy takes this text for a picture
@@ -79,9 +79,9 @@ class Reader:
         Raises:
             EngineFailed: pictures for a model that takes none, a chat that the template refuses, or
                 a picture that the model's processor refuses.
-            OptionUnsupported: a JSON schema that guided decoding cannot follow.
+            OptionUnsupported: a JSON schema or tools that guided decoding cannot follow.
         """
-        _check_schema(options)
+        _check_form(options)
         tools = [{"type": "function", "function": f} for f in _functions(options)] or None
         has_media = any(not isinstance(part, str) for turn in turns for part in turn.parts)
         try:
@@ -166,14 +166,16 @@ def _functions(options: EngineOptions) -> tuple[dict[str, Any], ...]:
     return options.tools.functions if options.tools is not None else ()
 
 
-def _check_schema(options: EngineOptions) -> None:
+def _check_form(options: EngineOptions) -> None:
     """Refuse what LMDeploy would leave out with no more than a line in its log."""
-    if options.json_schema is None:
+    form = response_format(options)
+    if form is None:
         return
     try:
-        ensure_response_format_compilable(response_format(options.json_schema))
+        ensure_response_format_compilable(form)
     except ValueError as error:
-        raise OptionUnsupported(f"the engine cannot keep to this JSON schema: {error}") from error
+        what = "JSON schema" if options.tools is None else "form of tool calls"
+        raise OptionUnsupported(f"the engine cannot keep to this {what}: {error}") from error
 
 
 def _is_thinking(text: str) -> bool:

@@ -17,9 +17,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from worker.contract.errors import EngineFailed
+from worker.engine.alphabet import Alphabet
 from worker.engine.picture_limits import picture_limits
 from worker.engine.special_tokens import special_tokens
-from worker.engine.transformers.constraint import Alphabet
 from worker.engine.transformers.sampling import neutral
 from worker.engine.transformers.template import knows_reasoning, knows_tools, template_of
 

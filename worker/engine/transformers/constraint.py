@@ -1,45 +1,20 @@
-"""The door to llguidance: the bytes of tokens, and which token may come next by a grammar.
+"""Which token may come next by a grammar.
 
 A grammar is compiled lazily, in ms, and what it may cost is bounded by llguidance's own limits: a
 hostile schema ends its own job. Checked with torch 2.13 on a CPU.
 """
 
-from typing import Any, Self
-
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits
 from transformers import LogitsProcessor
 
 from worker.contract.errors import InvalidRequest
+from worker.engine.alphabet import Alphabet
 
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 """Its own numbers, but for memory: a state takes 1 to 2 kB, and they would be 250 000."""
 _MAX_REASON = 300
-
-
-class Alphabet:
-    """A tokenizer's tokens as bytes. One per checkpoint, for all threads."""
-
-    def __init__(self, tokens: LLTokenizer, eos_ids: frozenset[int]) -> None:
-        self.size = tokens.vocab_size
-        self.tokens = tokens
-        self.eos_ids = eos_ids
-
-    @classmethod
-    def of(cls, tokenizer: Any, eos_ids: frozenset[int]) -> Self | None:
-        """Read a tokenizer; None where llguidance cannot (it is no fast one, or of a rare kind)."""
-        try:
-            described = tokenizer.backend_tokenizer.to_str()
-            known = sorted(token_id for token_id in eos_ids if token_id < len(tokenizer))
-            tokens = LLTokenizer(described, n_vocab=len(tokenizer), eos_token=known)
-        except (AttributeError, ValueError):
-            return None
-        return cls(tokens, eos_ids)
-
-    def spell(self, token_id: int) -> bytes:
-        """Return a token's bytes, perhaps no whole character."""
-        return bytes(self.tokens.decode_bytes([token_id]))
 
 
 class Constraint(LogitsProcessor):

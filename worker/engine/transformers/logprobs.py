@@ -3,8 +3,8 @@
 import torch
 from transformers import LogitsProcessor
 
+from worker.engine.alphabet import Alphabet
 from worker.engine.base import TokenLogprob
-from worker.engine.transformers.constraint import Alphabet
 
 
 class Watching(LogitsProcessor):
