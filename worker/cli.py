@@ -20,6 +20,7 @@ from worker.cli_webhooks import webhooks as webhooks_group
 if TYPE_CHECKING:
     from worker.commands import ChatOptions
     from worker.contract.settings import Settings
+    from worker.up import UpOptions
 
 ENGINES = ("auto", "lmdeploy", "transformers", "echo")
 BACKENDS = ("auto", "turbomind", "pytorch")
@@ -136,6 +137,21 @@ def _chat_options(given: dict[str, Any]) -> "ChatOptions":
     )
 
 
+def _for_the_occasion(given: dict[str, Any]) -> "UpOptions":
+    """Return what a command starts with where no server answers: a free port, no Flower."""
+    from worker.up import UpOptions
+
+    return UpOptions(
+        _settings(),
+        dict(os.environ),
+        _chat_options(given),
+        given["gpus"],
+        port=0,
+        flower_port=0,
+        data_dir=None,
+    )
+
+
 _host = click.option("--host", default=LOOPBACK, show_default=True, help="Address to listen on.")
 _url = click.option("--url", help="A running server.  [default: FOREBAY_URL]")
 
@@ -222,17 +238,8 @@ def infer(
     Asks the server at FOREBAY_URL; where none answers, starts what it needs and stops it after.
     """
     from worker import client
-    from worker.up import UpOptions
 
-    options = UpOptions(
-        _settings(),
-        dict(os.environ),
-        _chat_options(given),
-        given["gpus"],
-        port=0,
-        flower_port=0,
-        data_dir=None,
-    )
+    options = _for_the_occasion(given)
     return client.infer(url, prompt, images, videos, given["model"], options)
 
 
@@ -261,17 +268,8 @@ def batch(url: str | None, requests: Path, results: Path, **given: Any) -> int:
     """
     from worker import bulk
     from worker.requests import RequestsError
-    from worker.up import UpOptions
 
-    options = UpOptions(
-        _settings(),
-        dict(os.environ),
-        _chat_options(given),
-        given["gpus"],
-        port=0,
-        flower_port=0,
-        data_dir=None,
-    )
+    options = _for_the_occasion(given)
     try:
         return bulk.batch(url, requests, results, given["model"], options)
     except RequestsError as error:
