@@ -28,7 +28,7 @@ from tests.support.factories import LOST, MODEL, ended, question, said
 from worker.contract import keys
 from worker.contract.door import RedisDoor
 from worker.contract.errors import JobConflict
-from worker.contract.events import Event, joined_text
+from worker.contract.events import Event, joined
 from worker.contract.job import Hold, JobSpec, JobStatus, Lane, Priority
 from worker.contract.reader import JobReader
 from worker.contract.settings import Settings
@@ -73,7 +73,7 @@ def _check(expected: Expected, job: dict[str, Any], events: list[Event]) -> None
     assert job["status"] == expected.status
     assert numbers == list(range(expected.base + 1, expected.base + 1 + len(events)))
     assert ends == (events[-1:] if expected.status not in {"queued", "in_progress"} else [])
-    assert joined_text(events) == "".join(expected.texts) == job["output"]["text"]
+    assert joined(events).text == "".join(expected.texts) == job["output"]["text"]
 
 
 class StoreMachine(RuleBasedStateMachine):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.faults.ledger import Entry
 from worker.contract.door import RedisDoor
-from worker.contract.events import Event, joined_text
+from worker.contract.events import Event, joined
 from worker.contract.job import TERMINAL
 
 _PAGE = 200
@@ -159,7 +159,7 @@ def _examine(verdict: Verdict, record: Record, strikes_ms: Sequence[int]) -> Non
     if numbers != list(range(2, len(numbers) + 2)):
         verdict.torn += 1
         verdict.troubles.append(f"{record.job_id}: events are numbered {numbers}")
-    if record.status == "completed" and joined_text(list(record.events)) != record.text:
+    if record.status == "completed" and joined(record.events).text != record.text:
         verdict.torn += 1
         verdict.troubles.append(f"{record.job_id}: the stream is not the answer")
     verdict.more_attempts += max(0, record.attempt - 1)

@@ -57,11 +57,6 @@ _TERMINAL = frozenset(
 )
 
 
-def event_type(status: BatchStatus) -> str:
-    """Return the name of the event that a batch's end is, such as `batch.completed`."""
-    return f"batch.{status}"
-
-
 def lock_name(batch_id: str) -> str:
     """Return the name of the lock that a batch's runner holds; the scripts ask for it too."""
     return f"batch:{batch_id}"

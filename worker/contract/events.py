@@ -79,11 +79,6 @@ def parse_message(message: str) -> Event:
     return Event(int(seq), kind, data)
 
 
-def joined_text(events: Sequence[Event]) -> str:
-    """Return the text that these events hold."""
-    return joined(events).text
-
-
 def joined(events: Sequence[Event]) -> Said:
     """Return what these events say together."""
     pieces = [event.said for event in events]
