@@ -29,7 +29,8 @@ from worker.up import UpOptions
 PIECE_LINES, PIECE_BYTES = 2_000, 32_000_000
 AT_A_TIME = 2  # so that the second runs while the first is collected
 WINDOW = "30d"
-_POLL_S, _AGAIN_S = 0.3, 1.0
+_POLL_S = 0.3  # how often a batch is looked at: the bar moves, and the server hardly notices
+_AGAIN_S = 1.0  # before a server that is away or full is asked again: neither ends in less
 _PATIENCE_S = 120.0  # a server may be starting again
 _BUSY_S = 3600.0  # others' batches may have to end first
 _OVER = ("completed", "failed", "cancelled", "expired")

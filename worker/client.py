@@ -24,6 +24,7 @@ from worker.up import UpOptions, running
 _PROBE_S = 1.0
 _TIMEOUT = httpx.Timeout(30.0, read=30.0)  # a stream says something every 10 s
 _RESUME_S = 30.0  # how long a broken stream is taken up again
+_AGAIN_S = 0.5  # between the tries: the server may be restarting, and a person waits
 _PROMPT = ">>> "
 _ID_WIDTH = 36
 _TERMINAL = ("completed", "failed", "cancelled", "expired")
@@ -267,7 +268,7 @@ def _follow(client: httpx.Client, job_id: str) -> Iterator[tuple[str, dict[str, 
             broken_since = broken_since or time.monotonic()
             if time.monotonic() - broken_since > _RESUME_S:
                 raise
-        time.sleep(0.5)  # the server may be restarting
+        time.sleep(_AGAIN_S)
 
 
 def _events(

@@ -61,16 +61,22 @@ async def test_a_redis_that_is_away_is_named(make_settings: MakeSettings, own_re
 
 
 @asynccontextmanager
-async def behind_a_network(
+async def a_silent_redis(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[RedisDoor, Proxy]]:
-    """Yield a door that waits half a second for an answer, and the network that it goes through."""
+) -> AsyncIterator[tuple[RedisDoor, Proxy, "asyncio.Task[None]"]]:
+    """Yield a door that has waited in vain, the network, and the one call that still asks."""
     monkeypatch.setattr(door_module, "_ANSWER_S", 0.5)
     direct = make_settings().redis_url
     network = Proxy(urlsplit(direct).port or 0, lambda: Fate.PASS)
     door = RedisDoor(make_settings(REDIS_URL=through(direct, await network.start())))
     try:
-        yield door, network
+        await door.call("stalled", 0)  # connected, and the script known
+        network.hush()
+        with pytest.raises(StoreUnavailable, match="TimeoutError"):
+            await door.ping()
+        probe = asyncio.create_task(door.ping())
+        await asyncio.sleep(0)
+        yield door, network, probe
     finally:
         network.speak()
         await door.close()
@@ -80,14 +86,7 @@ async def behind_a_network(
 async def test_while_redis_is_silent_one_call_asks_and_the_others_fail_at_once(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ):
-    async with behind_a_network(make_settings, monkeypatch) as (door, network):
-        await door.ping()
-        network.hush()
-        with pytest.raises(StoreUnavailable, match="TimeoutError"):
-            await door.ping()
-        probe = asyncio.create_task(door.ping())
-        await asyncio.sleep(0)
-
+    async with a_silent_redis(make_settings, monkeypatch) as (door, network, probe):
         with pytest.raises(StoreUnavailable, match="stopped answering") as refused:
             await door.ping()
         network.speak()
@@ -100,14 +99,7 @@ async def test_while_redis_is_silent_one_call_asks_and_the_others_fail_at_once(
 async def test_who_insists_asks_a_silent_redis_as_well(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ):
-    async with behind_a_network(make_settings, monkeypatch) as (door, network):
-        await door.call("stalled", 0)
-        network.hush()
-        with pytest.raises(StoreUnavailable, match="TimeoutError"):
-            await door.ping()
-        probe = asyncio.create_task(door.ping())
-        await asyncio.sleep(0)
-
+    async with a_silent_redis(make_settings, monkeypatch) as (door, network, probe):
         insisting = asyncio.create_task(door.call("stalled", 0, insist=True))
         await asyncio.sleep(0)
         network.speak()
@@ -119,15 +111,9 @@ async def test_who_insists_asks_a_silent_redis_as_well(
 async def test_an_asker_that_is_cancelled_leaves_its_place_to_the_next(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ):
-    async with behind_a_network(make_settings, monkeypatch) as (door, network):
-        await door.ping()
-        network.hush()
-        with pytest.raises(StoreUnavailable, match="TimeoutError"):
-            await door.ping()
-        gone = asyncio.create_task(door.ping())
-        await asyncio.sleep(0)
-        gone.cancel()
-        await asyncio.wait({gone})
+    async with a_silent_redis(make_settings, monkeypatch) as (door, network, probe):
+        probe.cancel()
+        await asyncio.wait({probe})
 
         network.speak()
 

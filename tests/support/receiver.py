@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support.tcp import listening
+
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -89,28 +91,9 @@ async def _read(reader: asyncio.StreamReader) -> Got:
 @contextlib.asynccontextmanager
 async def receiver(port: int = 0, made: Receiver | None = None) -> AsyncIterator[Receiver]:
     """Run one on a port of 127.0.0.1 until the block ends."""
-    made, tasks = made or Receiver(), set[asyncio.Task[None]]()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        tasks.add(task)
-        try:
-            await made.serve(reader, writer)
-        except asyncio.CancelledError:
-            writer.transport.abort()
-        finally:
-            tasks.discard(task)
-
-    server = await asyncio.start_server(serve, "127.0.0.1", port)
-    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    made = made or Receiver()
+    async with listening(made.serve, port) as made.url:
         yield made
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await server.wait_closed()
 
 
 def status(code: int, *headers: str, body: bytes = b"") -> Answer:

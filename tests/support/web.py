@@ -8,6 +8,8 @@ import contextlib
 import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from tests.support.tcp import listening
+
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -43,28 +45,8 @@ class Web:
 async def web_server() -> AsyncIterator[Web]:
     """Yield a server on a free port of 127.0.0.1."""
     web = Web()
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        tasks.add(task)
-        try:
-            await web.serve(reader, writer)
-        except asyncio.CancelledError:
-            writer.transport.abort()  # a hanging answer at the end of a test
-        finally:
-            tasks.discard(task)
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    web.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with listening(web.serve) as web.url:
         yield web
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await server.wait_closed()
 
 
 def body(data: bytes, *headers: str, length: int | None = None, code: int = 200) -> Answer:
