@@ -1,6 +1,7 @@
 """The door to Redis: its connections, its failures, and what cancelling a call does."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -28,6 +29,42 @@ async def test_a_cancelled_call_is_cancelled_whenever_that_comes(door: RedisDoor
     with pytest.raises(asyncio.CancelledError):
         await call
     await door.ping()
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_call_whose_script_redis_has_forgotten_is_cancelled_as_well(
+    make_settings: MakeSettings, own_redis: RunningServer, turns: int
+):
+    door = RedisDoor(make_settings(REDIS_URL=own_redis.url))
+    await door.ping()
+    call = asyncio.create_task(door.call("stalled", 0))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    assert not call.done(), "so many turns of the loop are more than a call takes"
+
+    call.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await door.close()
+
+
+async def test_a_cancel_that_comes_as_redis_fails_is_no_failure_of_redis(door: RedisDoor):
+    asked = asyncio.Event()
+
+    async def fails_when_cancelled() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            asked.set()
+            await asyncio.Event().wait()
+        raise ConnectionResetError
+
+    call = asyncio.create_task(door.guard(fails_when_cancelled()))
+    await asked.wait()
+
+    call.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
 
 
 async def test_a_deadline_around_calls_is_kept(door: RedisDoor):

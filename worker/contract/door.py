@@ -131,17 +131,18 @@ class RedisDoor:
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         try:
-            answer = await self._ask(pending)
+            return await self._ask(pending)
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
             msg = f"Redis at {self._where} does not answer: {type(error).__name__}"
             raise StoreUnavailable(msg) from error
-        # redis-py sends under wait_for, which before Python 3.12 swallows a cancellation that
-        # comes as it ends: deadlines and cancelled jobs would go on for ever.
-        if task and task.cancelling() > cancels:
-            raise asyncio.CancelledError
-        return answer
+        finally:
+            # redis-py sends under wait_for, which before Python 3.12 swallows a cancellation that
+            # comes as it ends, with an answer or an error (to load a script begins with one):
+            # deadlines and cancelled jobs would go on for ever.
+            if task and task.cancelling() > cancels:
+                raise asyncio.CancelledError
 
     async def _ask(self, pending: Any) -> Any:
         """Await it, and note whether anything at all came back."""
