@@ -89,11 +89,12 @@ def write_private(path: Path, text: str) -> None:
 def choose_port(last: int | None = None, *, also: int = 0) -> int:
     """Return `last` if it is still free, else another free loopback port.
 
-    The port `also` higher must be free as well; 0 asks for none. Random, not the next one, so that
-    two starts at the same moment do not meet.
+    The port `also` higher must be free as well; 0 asks for none. Both are chosen from PORTS: above,
+    an outgoing call has the port before its server, and for a minute after. Random, not the next
+    one, so that two starts at the same moment do not meet.
     """
     tries = [] if last is None else [last]
-    tries += random.sample(PORTS, PORT_TRIES)
+    tries += random.sample(PORTS[: len(PORTS) - also], PORT_TRIES)
     for port in tries:
         if is_free(port) and is_free(port + also):
             return port
