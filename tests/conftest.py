@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import servers
 from worker import embedded
@@ -15,6 +16,10 @@ from worker.contract.store import JobStore
 from worker.server import RunningServer
 
 MakeSettings = Callable[..., Settings]
+
+# How long an example takes says nothing: other processes may have the machine meanwhile.
+settings.register_profile("forebay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("forebay")
 
 
 @pytest.fixture(scope="session")

@@ -258,7 +258,6 @@ def test_no_order_of_transitions_breaks_the_rules(make_settings: MakeSettings):
         settings=settings(
             max_examples=15,
             stateful_step_count=50,
-            deadline=None,
             derandomize=False,
             database=None,
             suppress_health_check=list(HealthCheck),
