@@ -6,5 +6,4 @@ cd "$(dirname "$0")/.."
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/mypy
-# Hundreds of real processes on a machine that others load: what fails is run once more, and named.
-.venv/bin/pytest -n 2 --reruns 1 -rR "$@"
+.venv/bin/pytest -n 2 "$@"
