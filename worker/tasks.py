@@ -16,7 +16,7 @@ import platform
 import secrets
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery import Celery, signals
 from celery.exceptions import Terminated
@@ -28,19 +28,20 @@ from worker.contract.job import Lane
 from worker.contract.log import set_up
 from worker.engine import EngineSpec
 from worker.holds import Stop
-from worker.media.image import decode
 from worker.pool_run import CancelReason, current_request
 from worker.runner import Verdict
 from worker.runtime.base import Identity
 from worker.runtime.chat import ChatRuntime
-from worker.runtime.cpu import CpuRuntime, HookRuntime, SweepRuntime
+
+if TYPE_CHECKING:  # no chat worker's: one that is started again should be back soon
+    from worker.runtime.cpu import CpuRuntime, HookRuntime
 
 OK, TRY_AGAIN, MISCONFIGURED = 0, 75, 78
 DEFAULT_SLOTS = {"echo": 256, "transformers": 4, "lmdeploy": 256}
 MEDIA_SLOTS = 32  # mostly fetches that wait; decoding is bounded by the cores
 HOOK_SLOTS = 32  # a ticket is done as soon as it is read
 
-Runtime = ChatRuntime | HookRuntime
+Runtime: TypeAlias = "ChatRuntime | HookRuntime"
 
 
 class JobFailedError(Exception):
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     set_up(config.log_level)
     app = broker.make_app(config)
     if args.role == "sweep":
-        return asyncio.run(_sweep(SweepRuntime(config, app, Identity(args.owner, "sweep", 0))))
+        return asyncio.run(_sweep(config, app, Identity(args.owner, "sweep", 0)))
     runtime = _make_runtime(args, config, app)
     _register(app, runtime)
     return _serve(args, config, app, runtime)
@@ -77,22 +78,37 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _make_runtime(args: argparse.Namespace, config: settings.Settings, app: Celery) -> Runtime:
     slots = args.slots = args.slots or _default_slots(args)
     me = Identity(args.owner, args.role, slots)
-    if args.role == "webhooks":
-        return HookRuntime(config, app, me)
-    if args.role == "media":
-        return CpuRuntime(config, app, me, _why_cancelled)
+    if args.role != "chat":
+        return _make_cpu_runtime(config, app, me)
     spec = EngineSpec(
         model=args.model,
         engine=_engine(args),
         backend=args.backend,
         tp=args.tp,
         slots=slots,
-        decode=decode,
+        decode=_decoder(args),
         trust_remote_code=args.trust_remote_code,
     )
     return ChatRuntime(
         config, app, me, spec=spec, served_name=_served_name(args), why_cancelled=_why_cancelled
     )
+
+
+def _make_cpu_runtime(config: settings.Settings, app: Celery, me: Identity) -> "HookRuntime":
+    from worker.runtime.cpu import CpuRuntime, HookRuntime  # noqa: PLC0415 - see above
+
+    if me.role == "webhooks":
+        return HookRuntime(config, app, me)
+    return CpuRuntime(config, app, me, _why_cancelled)
+
+
+def _decoder(args: argparse.Namespace) -> Any:
+    """Return what opens pictures for the engine; echo looks at their bytes alone."""
+    if _engine(args) == "echo":
+        return None
+    from worker.media.image import decode  # noqa: PLC0415 - numpy and Pillow
+
+    return decode
 
 
 def _default_slots(args: argparse.Namespace) -> int:
@@ -124,21 +140,23 @@ def _why_cancelled() -> Stop | None:
 def _register(app: Celery, runtime: Runtime) -> None:
     if isinstance(runtime, ChatRuntime):
         _register_jobs(app, runtime, broker.CHAT_TASK)
-        return
-    _register_lanes(app, runtime)
-    if isinstance(runtime, CpuRuntime):
-        _register_jobs(app, runtime, broker.MEDIA_TASK)
+    else:
+        _register_lanes(app, runtime)
 
 
-def _register_lanes(app: Celery, runtime: HookRuntime) -> None:
+def _register_lanes(app: Celery, runtime: "HookRuntime") -> None:
+    from worker.runtime.cpu import CpuRuntime  # noqa: PLC0415 - see above
+
     async def attend(lane: str) -> str:
         runtime.attend(lane)
         return "attended"
 
     app.task(name=broker.HOOK_TASK)(attend)
+    if isinstance(runtime, CpuRuntime):
+        _register_jobs(app, runtime, broker.MEDIA_TASK)
 
 
-def _register_jobs(app: Celery, runtime: ChatRuntime | CpuRuntime, name: str) -> None:
+def _register_jobs(app: Celery, runtime: "ChatRuntime | CpuRuntime", name: str) -> None:
     async def run(job_id: str) -> str:
         verdict = await runtime.run(job_id)
         if verdict is Verdict.FAILED:
@@ -150,7 +168,10 @@ def _register_jobs(app: Celery, runtime: ChatRuntime | CpuRuntime, name: str) ->
     app.task(name=name, throws=(JobFailedError, Terminated))(run)
 
 
-async def _sweep(runtime: SweepRuntime) -> int:
+async def _sweep(config: settings.Settings, app: Celery, me: Identity) -> int:
+    from worker.runtime.cpu import SweepRuntime  # noqa: PLC0415 - see above
+
+    runtime = SweepRuntime(config, app, me)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
