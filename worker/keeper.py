@@ -20,7 +20,7 @@ EXIT_CONFIG = 78  # a setting or the model is wrong; starting again is no use (E
 EXIT_USAGE = 2  # so is the command line
 EXIT_GAVE_UP = 69  # what a supervisor ends with after giving up its child (EX_UNAVAILABLE)
 
-FIRST_PAUSE_S = 1.0  # before the second start in a row; the first comes at once
+FIRST_PAUSE_S = 1.0  # from the second start to the third; the second comes at once
 MAX_PAUSE_S = 60.0
 LONG_LIFE_S = 60.0  # who lived so long was well: pauses and counts begin anew
 MAX_ENGINE_DEATHS = 3
@@ -40,7 +40,10 @@ class GaveUpError(Exception):
 
 @dataclass(slots=True)
 class RestartPolicy:
-    """How long to wait before the next start: 0, 1, 2 … 60 s, and when not to start at all."""
+    """When to start again, and when not: starts are at least 0, 1, 2 … 60 s apart.
+
+    What it lived counts: who worked for a while and was killed is not made to wait as well.
+    """
 
     _pause_s: float = 0.0
     _failed_starts: int = 0
@@ -70,7 +73,7 @@ class RestartPolicy:
             self._count_failed_start(status, words)
         pause_s = self._pause_s
         self._pause_s = min(max(pause_s * 2, FIRST_PAUSE_S), MAX_PAUSE_S)
-        return pause_s
+        return max(0.0, pause_s - lived_s)
 
     def _count_engine_death(self, words: str, now_s: float) -> None:
         self._engine_deaths.append(now_s)

@@ -37,9 +37,17 @@ async def keep() -> AsyncIterator[Callable[..., Keeper]]:
 def test_the_first_restart_is_at_once_and_pauses_double_up_to_a_minute():
     policy = RestartPolicy()
 
-    pauses = [policy.after(KILLED, 0.1, "", now_s=n) for n in range(8)]
+    pauses = [policy.after(KILLED, 0.0, "", now_s=n) for n in range(8)]
 
     assert pauses == [0, 1, 2, 4, 8, 16, 32, 60]
+
+
+def test_who_lived_longer_than_the_pause_is_started_again_at_once():
+    policy = RestartPolicy()
+
+    pauses = [policy.after(KILLED, 6.0, "", now_s=n) for n in range(6)]
+
+    assert pauses == [0, 0, 0, 0, 2, 10]
 
 
 def test_a_life_of_a_minute_makes_the_pauses_begin_anew():
