@@ -1,24 +1,26 @@
 """The books: what the callers were told against what Redis holds, after everything has ended."""
 
 import json
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from tests.faults.ledger import Entry
+from tests.faults.watch import Blow, Watch
 from worker.contract.door import RedisDoor
 from worker.contract.events import Event, joined
 from worker.contract.job import TERMINAL
 
 _PAGE = 200
-_FIELDS = ("status", "attempt", "crashes", "result", "error")
+_FIELDS = ("status", "attempt", "attempts", "result", "error")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One job as Redis has it after the run."""
+    """One job as Redis has it after the run; `owners` are who had the attempts that did not end it,
+    by the attempt's number.
+    """
 
     job_id: str
     status: str
@@ -26,6 +28,7 @@ class Record:
     text: str
     code: str
     events: tuple[Event, ...]
+    owners: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -33,10 +36,11 @@ class Verdict:
     """What one fault did.
 
     `half_accepted` are jobs that exist although no caller was told 202: one whose answer was lost
-    on the way. `takeovers_s` are the times from a strike to the next attempt at a job that it
-    interrupted, ascending; `refused_after_s` how long the slowest refusal of a new job took, and
-    `longest_s` the longest time from a 202 to the end. `troubles` has one
-    line per broken promise.
+    on the way. `takeovers_s` are the times from a strike on a worker to the next attempt at a job
+    that it had, ascending, where another worker was ready all that time; `stranded_s` the same
+    where for a moment none was. `late` counts the former that took longer than was promised.
+    `refused_after_s` is how long the slowest refusal of a new job took, `longest_s` the longest
+    time from a 202 to the end. `troubles` has one line per broken promise.
     """
 
     fault: str
@@ -55,6 +59,8 @@ class Verdict:
     cuts: int = 0
     more_attempts: int = 0
     takeovers_s: list[float] = field(default_factory=list)
+    stranded_s: list[float] = field(default_factory=list)
+    late: int = 0
     longest_s: float = 0.0
     wall_s: float = 0.0
     codes: dict[str, int] = field(default_factory=dict)
@@ -64,6 +70,16 @@ class Verdict:
         """Return the take-over time that this share of them did not exceed, 0 for none."""
         last = len(self.takeovers_s) - 1
         return self.takeovers_s[round(share * last)] if self.takeovers_s else 0.0
+
+    @property
+    def stranded(self) -> int:
+        """How many jobs had to wait until a worker was there again."""
+        return len(self.stranded_s)
+
+    @property
+    def longest_stranded_s(self) -> float:
+        """The longest of these waits, 0 for none."""
+        return max(self.stranded_s, default=0.0)
 
     @property
     def name(self) -> str:
@@ -88,7 +104,8 @@ async def read_records(door: RedisDoor) -> dict[str, Record]:
 
 
 def _record(job_id: str, fields: Sequence[Any], events: list[Event]) -> Record:
-    status, attempt, _, result, error = fields
+    status, attempt, attempts, result, error = fields
+    ended = [json.loads(line) for line in attempts.split("\n")] if attempts else []
     return Record(
         job_id,
         status or "",
@@ -96,14 +113,21 @@ def _record(job_id: str, fields: Sequence[Any], events: list[Event]) -> Record:
         json.loads(result)["text"] if result else "",
         json.loads(error)["code"] if error else "",
         tuple(events),
+        {said["attempt"]: said["owner"] or "" for said in ended if said["lane"] == "chat"},
     )
 
 
 def judge(
-    fault: str, entries: Iterable[Entry], records: dict[str, Record], strikes_ms: Sequence[int]
+    fault: str,
+    entries: Iterable[Entry],
+    records: dict[str, Record],
+    blows: Sequence[Blow] = (),
+    watch: Watch | None = None,
+    *,
+    promised_s: float | None = None,
 ) -> Verdict:
-    """Compare; `strikes_ms` are the moments of the strikes, ms since the epoch, ascending."""
-    verdict = Verdict(fault, strikes=len(strikes_ms))
+    """Compare; `blows` are the strikes, in their order, and `promised_s` bounds a take-over."""
+    verdict = Verdict(fault, strikes=len(blows))
     entries = list(entries)
     for entry in entries:
         _count(verdict, entry)
@@ -112,8 +136,10 @@ def judge(
     told = {entry.job_id for entry in entries}
     verdict.half_accepted = len(records.keys() - told)
     for record in records.values():
-        _examine(verdict, record, strikes_ms)
+        _examine(verdict, record)
+        _time(verdict, record, blows, watch or Watch())
     verdict.takeovers_s.sort()
+    verdict.late = sum(s > promised_s for s in verdict.takeovers_s) if promised_s else 0
     return verdict
 
 
@@ -149,7 +175,7 @@ def _compare(verdict: Verdict, entry: Entry, record: Record | None) -> None:
         verdict.troubles.append(f"{entry.job_id}: the answer is {record.text!r:.120}")
 
 
-def _examine(verdict: Verdict, record: Record, strikes_ms: Sequence[int]) -> None:
+def _examine(verdict: Verdict, record: Record) -> None:
     """Check one stored stream by itself."""
     ends = [event for event in record.events if event.is_last]
     if len(ends) > 1:
@@ -163,20 +189,26 @@ def _examine(verdict: Verdict, record: Record, strikes_ms: Sequence[int]) -> Non
         verdict.torn += 1
         verdict.troubles.append(f"{record.job_id}: the stream is not the answer")
     verdict.more_attempts += max(0, record.attempt - 1)
-    verdict.takeovers_s += _takeovers_s(record, strikes_ms)
 
 
-def _takeovers_s(record: Record, strikes_ms: Sequence[int]) -> list[float]:
-    """Return the times from the first strike on an attempt to the claim that went on after it."""
+def _time(verdict: Verdict, record: Record, blows: Sequence[Blow], watch: Watch) -> None:
+    """Note how long each next attempt at a job was in coming."""
     claims: dict[int, int] = {}
     for event in record.events:
         if event.kind == "status":
             said = json.loads(event.data)
             if said["status"] == "in_progress":
                 claims.setdefault(said["attempt"], said["at"])
-    found = []
-    for before, after in pairwise(sorted(claims.values())):
-        struck = bisect_right(strikes_ms, before)
-        if struck < len(strikes_ms) and strikes_ms[struck] <= after:
-            found.append((after - strikes_ms[struck]) / 1000)
-    return found
+    for (attempt, before), (_, after) in pairwise(sorted(claims.items())):
+        between = [blow for blow in blows if before <= blow.at_ms <= after]
+        blow = _cause(between, record.owners.get(attempt, ""))
+        if blow is not None:
+            is_served = watch.is_served(blow, after)
+            found = verdict.takeovers_s if is_served else verdict.stranded_s
+            found.append((after - blow.at_ms) / 1000)
+
+
+def _cause(between: Sequence[Blow], owner: str) -> Blow | None:
+    """Return the strike that ended an attempt: the first at its owner, else the first of all."""
+    at_owner = (blow for blow in between if owner in blow.owners)
+    return next(at_owner, between[0] if between else None)

@@ -26,6 +26,9 @@ COLUMNS = (
     ("take-over p50 s", "takeover_p50_s"),
     ("p99 s", "takeover_p99_s"),
     ("worst s", "takeover_max_s"),
+    ("late", "late"),
+    ("none lived", "stranded"),
+    ("worst s", "longest_stranded_s"),
     ("202 to end max s", "longest_s"),
 )
 TAKEOVERS = {"takeover_p50_s": 0.5, "takeover_p99_s": 0.99, "takeover_max_s": 1.0}
@@ -116,7 +119,9 @@ jobs for one Idempotency-Key. **gaps or repeats**: a stream whose numbers or tex
 the stored ones, or an answer that is not what an undisturbed run gives. **answered 202** is less
 than submitted where a connection broke under a POST without an Idempotency-Key: such a caller
 cannot ask again. **no 202, ran**: the part of those whose job was in Redis already.
-**take-over**: from a strike to the next attempt at a job that it interrupted, where the strike hit
-both workers within seconds the start of one included. **slowest 503**: from handing a job in to
-the refusal.
+**take-over**: from a strike on a worker to the next attempt at a job that it had, where the other
+one was ready all that time; **late** are those over the promise: 2 s where the supervisor lives,
+12 s where the host is gone. **none lived**: jobs for which there was a moment without any worker,
+as when the second is struck while the first one starts; their worst includes that start.
+**slowest 503**: from handing a job in to the refusal.
 """

@@ -37,19 +37,28 @@ async def run_fault(
     ):
         load = Load(place.url, jobs=jobs, rate=rate, seed=seed)
         scene = Scene(place, chance, proxy, lease_s=place.settings.lease_s)
-        strikes_ms = await _strike_under(load, fault, scene)
-        verdict = audit.judge(fault.name, load.entries, await _records(place), strikes_ms)
-    verdict.strikes = scene.count + (proxy.failed_calls if proxy else 0)
+        async with _door(place) as door:
+            await _strike_under(load, fault, scene, door)
+            records = await audit.read_records(door)
+        verdict = audit.judge(
+            fault.name,
+            load.entries,
+            records,
+            scene.blows,
+            scene.watch,
+            promised_s=fault.promised_s,
+        )
+    verdict.strikes += proxy.failed_calls if proxy else 0
     verdict.broker = broker
     verdict.wall_s = time.monotonic() - began
     return verdict
 
 
-async def _strike_under(load: Load, fault: Fault, scene: Scene) -> list[int]:
+async def _strike_under(load: Load, fault: Fault, scene: Scene, door: RedisDoor) -> None:
     """Run the load with strikes until all is handed in, then until all is over."""
-    strikes_ms: list[int] = []
+    watching = asyncio.create_task(scene.watch.run(door))
     loading = asyncio.create_task(load.run())
-    striking = asyncio.create_task(_strike(fault, scene, strikes_ms))
+    striking = asyncio.create_task(_strike(fault, scene))
     try:
         # Not longer than the load would take undisturbed: strikes without end leave nobody to work.
         await asyncio.wait(
@@ -61,27 +70,25 @@ async def _strike_under(load: Load, fault: Fault, scene: Scene) -> list[int]:
         if loading.done():
             loading.result()  # a fault of the load itself
     finally:
-        for task in (striking, loading):
+        for task in (striking, loading, watching):
             task.cancel()
-        await asyncio.gather(striking, loading, return_exceptions=True)
-    return strikes_ms
+        await asyncio.gather(striking, loading, watching, return_exceptions=True)
 
 
-async def _strike(fault: Fault, scene: Scene, strikes_ms: list[int]) -> None:
+async def _strike(fault: Fault, scene: Scene) -> None:
     await asyncio.sleep(FIRST_STRIKE_S)
     while not scene.is_ending.is_set():
-        strikes_ms.append(int(time.time() * 1000))
-        scene.count += 1
         await fault.strike(scene)
         with contextlib.suppress(TimeoutError):
             pause_s = fault.every_s * scene.chance.uniform(0.5, 1.5)
             await asyncio.wait_for(scene.is_ending.wait(), pause_s)
 
 
-async def _records(place: Deployment) -> dict[str, audit.Record]:
+@asynccontextmanager
+async def _door(place: Deployment) -> AsyncIterator[RedisDoor]:
     door = RedisDoor(place.settings)
     try:
-        return await audit.read_records(door)
+        yield door
     finally:
         await door.close()
 

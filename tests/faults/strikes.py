@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from tests.faults import family
 from tests.faults.deployment import CHAT, ENGINE, WORKER, Deployment
 from tests.faults.proxy import Fate, Proxy
+from tests.faults.watch import Blow, Watch
 
 HOUR_S = 3600.0
+SUPERVISED_S, HOST_S = 2.0, 12.0  # take-over where the supervisor lives, where the host is gone
 CLOCK_WRONG_S = 10.0
 CALLS_THAT_FAIL = 0.01
 S3_CALLS_THAT_FAIL = 0.1
@@ -28,14 +30,20 @@ SLOW_DOWN = (
 
 @dataclass(slots=True, eq=False)
 class Scene:
-    """What a strike may touch. `count` is how many strikes there were."""
+    """What a strike may touch. `blows` are the strikes that there were."""
 
     place: Deployment
     chance: random.Random
     proxy: Proxy | None = None
     lease_s: float = 6.0
-    count: int = 0
+    watch: Watch = field(default_factory=Watch)
+    blows: list[Blow] = field(default_factory=list)
     is_ending: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def strikes(self, name: str = "") -> None:
+        """Note a strike, at a part or at none; just before it falls."""
+        pids = self.place.parts[name].pids(WORKER) if name in CHAT else []
+        self.blows.append(self.watch.blow(pids))
 
 
 Strike = Callable[[Scene], Awaitable[None]]
@@ -43,7 +51,6 @@ Strike = Callable[[Scene], Awaitable[None]]
 
 async def nothing(scene: Scene) -> None:
     """Strike nobody: what the load looks like by itself."""
-    scene.count -= 1
 
 
 def kill(names: tuple[str, ...], word: str, signum: signal.Signals = signal.SIGKILL) -> Strike:
@@ -51,11 +58,10 @@ def kill(names: tuple[str, ...], word: str, signum: signal.Signals = signal.SIGK
 
     async def strike(scene: Scene) -> None:
         alive = [name for name in names if scene.place.parts[name].pids(word)]
-        if not alive:
-            scene.count -= 1
-            return
-        victim = scene.place.parts[scene.chance.choice(alive)]
-        family.send(victim.pids(word), signum)
+        if alive:
+            victim = scene.chance.choice(alive)
+            scene.strikes(victim)
+            family.send(scene.place.parts[victim].pids(word), signum)
 
     return strike
 
@@ -64,7 +70,9 @@ def terminate(names: tuple[str, ...]) -> Strike:
     """Ask a part to end as an operator does: SIGTERM to its first process; it is started again."""
 
     async def strike(scene: Scene) -> None:
-        scene.place.parts[scene.chance.choice(names)].send(signal.SIGTERM)
+        victim = scene.chance.choice(names)
+        scene.strikes(victim)
+        scene.place.parts[victim].send(signal.SIGTERM)
 
     return strike
 
@@ -73,7 +81,9 @@ def freeze(names: tuple[str, ...], word: str, leases: float) -> Strike:
     """Stop processes for a number of leases, then let them go on as if nothing had been."""
 
     async def strike(scene: Scene) -> None:
-        pids = scene.place.parts[scene.chance.choice(names)].pids(word)
+        victim = scene.chance.choice(names)
+        pids = scene.place.parts[victim].pids(word)
+        scene.strikes(victim)
         family.send(pids, signal.SIGSTOP)
         try:
             await asyncio.sleep(leases * scene.lease_s)
@@ -88,6 +98,7 @@ async def wrong_clock(scene: Scene) -> None:
     victim = scene.chance.choice((*CHAT, "media", "api"))
     for ahead_s in (HOUR_S, 0.0):
         scene.place.set_clock(victim, ahead_s)
+        scene.strikes(victim)
         scene.place.parts[victim].send(signal.SIGTERM)
         if ahead_s:
             await asyncio.sleep(CLOCK_WRONG_S)
@@ -98,6 +109,7 @@ def outage(seconds: float) -> Strike:
 
     async def strike(scene: Scene) -> None:
         assert scene.proxy is not None
+        scene.strikes()
         scene.proxy.is_closed = True
         scene.proxy.cut_all()
         try:
@@ -113,6 +125,7 @@ def silence(seconds: float) -> Strike:
 
     async def strike(scene: Scene) -> None:
         assert scene.proxy is not None
+        scene.strikes()
         scene.proxy.hush()
         try:
             await asyncio.sleep(seconds)
@@ -127,6 +140,7 @@ def full_disk(seconds: float) -> Strike:
 
     async def strike(scene: Scene) -> None:
         pids = scene.place.parts["redis"].pids()
+        scene.strikes()
         for pid in pids:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (DISK_LEFT_BYTES, resource.RLIM_INFINITY))
         try:
@@ -175,6 +189,7 @@ class Fault:
 
     `every_s` is the mean time between strikes. `proxied` are the settings whose server is reached
     through a proxy that `judge` makes fail; `redis_away_s` how long a killed Redis stays away.
+    `promised_s` bounds a take-over where another worker lives.
     """
 
     name: str
@@ -185,14 +200,23 @@ class Fault:
     judge: Callable[[random.Random], Callable[[], Fate]] = _passes
     refusal: bytes = b""
     redis_away_s: float = 2.0
+    promised_s: float | None = None
     settings: dict[str, str] = field(default_factory=dict)
 
 
 _FAULTS = (
     Fault("none", "nothing is struck", nothing),
-    Fault("kill-chat", "kill -9 of a chat worker, supervisor lives", kill(CHAT, WORKER)),
-    Fault("kill-host", "kill -9 of a chat worker and its supervisor", kill(CHAT, ""), every_s=9.0),
-    Fault("kill-engine", "kill -9 of an engine process", kill(CHAT, ENGINE)),
+    Fault(
+        "kill-chat", "kill -9 of a chat worker, supervisor lives", kill(CHAT, WORKER),
+        promised_s=SUPERVISED_S,
+    ),
+    Fault(
+        "kill-host", "kill -9 of a chat worker and its supervisor", kill(CHAT, ""), every_s=9.0,
+        promised_s=HOST_S,
+    ),
+    Fault(
+        "kill-engine", "kill -9 of an engine process", kill(CHAT, ENGINE), promised_s=SUPERVISED_S
+    ),
     Fault("kill-media", "kill -9 of the media worker (and sweeper)", kill(("media",), WORKER)),
     Fault("kill-api", "kill -9 of the API", kill(("api",), ""), every_s=8.0),
     Fault("kill-redis", "kill -9 of Redis, back on its file after 2 s", kill(("redis",), "")),
@@ -202,12 +226,16 @@ _FAULTS = (
     ),
     Fault("freeze-redis", "SIGSTOP of Redis for 1.5 leases", freeze(("redis",), "", 1.5), 18.0),
     Fault("term-chat", "SIGTERM of a chat worker", terminate(CHAT)),
-    Fault("quit-chat", "SIGQUIT of a chat worker: all back", kill(CHAT, WORKER, signal.SIGQUIT)),
+    Fault(
+        "quit-chat", "SIGQUIT of a chat worker: all back", kill(CHAT, WORKER, signal.SIGQUIT),
+        promised_s=SUPERVISED_S,
+    ),
     Fault("term-media", "SIGTERM of the media worker", terminate(("media",))),
     Fault("term-api", "SIGTERM of the API", terminate(("api",)), every_s=5.0),
     Fault("term-redis", "SIGTERM of Redis, back after 2 s", terminate(("redis",))),
     Fault(
-        "freeze-chat", "SIGSTOP of a chat worker for 1.5 leases", freeze(CHAT, WORKER, 1.5), 13.0
+        "freeze-chat", "SIGSTOP of a chat worker for 1.5 leases", freeze(CHAT, WORKER, 1.5), 13.0,
+        promised_s=HOST_S,
     ),
     Fault("clock", "one process an hour ahead for 10 s, then another", wrong_clock, every_s=2.0),
     Fault(

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from tests.faults.audit import Record, judge
 from tests.faults.ledger import Entry
+from tests.faults.watch import Blow, Watch
 from worker.contract.events import Event, delta_data
 
-STRUCK_MS = 1_500
+BOTH = frozenset({"one", "two"})
 
 
 def entry(number: int = 0, *, outcome: str | None = "completed") -> Entry:
@@ -37,14 +38,14 @@ def claim(seq: int, *, attempt: int, at_ms: int) -> Event:
 
 
 def test_an_undisturbed_job_is_clean():
-    verdict = judge("x", [entry()], {"job_0": record()}, [])
+    verdict = judge("x", [entry()], {"job_0": record()})
 
     assert verdict.is_clean
     assert (verdict.accepted, verdict.completed, verdict.lost) == (1, 1, 0)
 
 
 def test_a_job_that_redis_does_not_know_is_lost():
-    verdict = judge("x", [entry(outcome=None)], {}, [])
+    verdict = judge("x", [entry(outcome=None)], {})
 
     assert (verdict.lost, verdict.is_clean) == (1, False)
 
@@ -52,7 +53,7 @@ def test_a_job_that_redis_does_not_know_is_lost():
 def test_a_job_that_never_ended_is_lost():
     waiting = replace(record(), status="in_progress")
 
-    verdict = judge("x", [entry(outcome=None)], {"job_0": waiting}, [])
+    verdict = judge("x", [entry(outcome=None)], {"job_0": waiting})
 
     assert (verdict.lost, verdict.is_clean) == (1, False)
 
@@ -60,13 +61,13 @@ def test_a_job_that_never_ended_is_lost():
 def test_two_last_events_are_two_outcomes():
     twice = replace(record(), events=(*record().events, Event(6, "failed", "{}")))
 
-    verdict = judge("x", [entry()], {"job_0": twice}, [])
+    verdict = judge("x", [entry()], {"job_0": twice})
 
     assert (verdict.twice, verdict.is_clean) == (1, False)
 
 
 def test_a_caller_who_was_told_another_end_than_is_stored_was_told_two():
-    verdict = judge("x", [entry(outcome="failed")], {"job_0": record()}, [])
+    verdict = judge("x", [entry(outcome="failed")], {"job_0": record()})
 
     assert (verdict.twice, verdict.is_clean) == (1, False)
 
@@ -75,7 +76,7 @@ def test_a_second_job_under_one_key_is_found():
     asked_again = entry()
     asked_again.accepted("job_9")
 
-    verdict = judge("x", [asked_again], {"job_9": record(9)}, [])
+    verdict = judge("x", [asked_again], {"job_9": record(9)})
 
     assert (verdict.twice, verdict.is_clean) == (1, False)
 
@@ -87,7 +88,7 @@ def test_a_missing_event_tears_a_stream():
         reader.saw(seq, text)
     reader.ended("completed", "ab")
 
-    verdict = judge("x", [reader], {"job_0": record()}, [])
+    verdict = judge("x", [reader], {"job_0": record()})
 
     assert verdict.torn == 2  # the number is missing, and so is the text
     assert not verdict.is_clean
@@ -99,33 +100,81 @@ def test_a_repeated_event_tears_a_stream():
     reader.saw(4, "b")
     reader.ended("completed", "ab")
 
-    assert judge("x", [reader], {"job_0": record()}, []).torn == 2
+    assert judge("x", [reader], {"job_0": record()}).torn == 2
 
 
 def test_an_answer_that_is_not_the_undisturbed_one_is_torn():
     spoiled = replace(record(), text="aab")
 
-    verdict = judge("x", [entry()], {"job_0": spoiled}, [])
+    verdict = judge("x", [entry()], {"job_0": spoiled})
 
     assert (verdict.torn > 0, verdict.is_clean) == (True, False)
 
 
 def test_a_job_that_nobody_was_told_of_is_counted_apart():
-    verdict = judge("x", [entry()], {"job_0": record(), "job_1": record(1)}, [])
+    verdict = judge("x", [entry()], {"job_0": record(), "job_1": record(1)})
 
     assert (verdict.half_accepted, verdict.is_clean) == (1, True)
 
 
-def test_a_take_over_is_measured_from_the_strike_that_it_follows():
+def taken_over(*, again_at_ms: int) -> Record:
+    """Return a job that worker `one` had from 1 000 ms on and lost, and another then claimed."""
     events = (
         claim(2, attempt=1, at_ms=1_000),
         Event(3, "delta", delta_data("a", 1)),
-        claim(4, attempt=2, at_ms=2_200),
+        claim(4, attempt=2, at_ms=again_at_ms),
         Event(5, "delta", delta_data("b", 1)),
         Event(6, "completed", "{}"),
     )
-    taken_over = replace(record(), attempt=2, events=events)
+    return replace(record(), attempt=2, events=events, owners={1: "one"})
 
-    verdict = judge("x", [], {"job_0": taken_over}, [500, STRUCK_MS, 5_000])
 
-    assert (verdict.takeovers_s, verdict.more_attempts) == ([0.7], 1)
+def watched(*looks: tuple[int, frozenset[str]]) -> Watch:
+    """Return a watch that saw these owners ready at these moments."""
+    return Watch(looks=list(looks))
+
+
+def test_a_take_over_is_measured_from_the_strike_on_the_worker_that_had_the_job():
+    blows = [Blow(500, BOTH), Blow(1_200, frozenset({"two"})), Blow(1_500, frozenset({"one"}))]
+    watch = watched((1_100, BOTH), (1_600, BOTH), (2_100, BOTH))
+
+    verdict = judge("x", [], {"job_0": taken_over(again_at_ms=2_200)}, blows, watch)
+
+    assert (verdict.takeovers_s, verdict.stranded_s, verdict.more_attempts) == ([0.7], [], 1)
+
+
+def test_a_strike_that_hit_no_worker_counts_from_the_first():
+    watch = watched((1_100, BOTH), (2_100, BOTH))
+
+    verdict = judge(
+        "x", [], {"job_0": taken_over(again_at_ms=2_200)}, [Blow(1_200), Blow(1_500)], watch
+    )
+
+    assert verdict.takeovers_s == [1.0]
+
+
+def test_a_job_for_which_nobody_lived_for_a_moment_is_counted_apart():
+    watch = watched((1_100, BOTH), (1_550, frozenset({"two"})), (1_650, frozenset()), (1_750, BOTH))
+    blows = [Blow(1_500, frozenset({"one"}))]
+
+    verdict = judge("x", [], {"job_0": taken_over(again_at_ms=4_500)}, blows, watch, promised_s=2)
+
+    assert (verdict.takeovers_s, verdict.stranded_s, verdict.late) == ([], [3.0], 0)
+
+
+def test_the_worker_that_was_struck_is_not_one_that_lived():
+    still_says_so = watched((1_550, frozenset({"one"})), (1_650, frozenset({"one"})))
+    blows = [Blow(1_500, frozenset({"one"}))]
+
+    verdict = judge("x", [], {"job_0": taken_over(again_at_ms=1_700)}, blows, still_says_so)
+
+    assert verdict.stranded_s == [0.2]
+
+
+def test_a_take_over_that_took_longer_than_promised_is_late():
+    watch = watched((1_550, BOTH), (3_900, BOTH))
+    blows = [Blow(1_500, frozenset({"one"}))]
+
+    verdict = judge("x", [], {"job_0": taken_over(again_at_ms=4_000)}, blows, watch, promised_s=2)
+
+    assert (verdict.takeovers_s, verdict.late) == ([2.5], 1)
