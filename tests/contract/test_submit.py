@@ -115,3 +115,16 @@ async def test_a_line_that_stays_broken_is_told(flaky: Flaky, reader: JobReader)
         await flaky.submit(Fate.CUT, Fate.CUT)
 
     assert len(await all_jobs(reader)) == 1
+
+
+async def test_a_job_that_was_made_although_nobody_was_told_is_the_one_that_its_key_gives(
+    flaky: Flaky, reader: JobReader
+):
+    with pytest.raises(StoreUnavailable):
+        await flaky.submit(Fate.LOSE, Fate.LOSE, key="k")
+
+    again = await flaky.submit(key="k")
+
+    assert again.queue is None  # it has had its ticket, or gets one from the sweeper
+    assert (await reader.get(again.job_id))["status"] == "queued"
+    assert len(await all_jobs(reader)) == 2
