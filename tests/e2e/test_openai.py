@@ -1,5 +1,6 @@
 """The `openai` client as it is, sync and async, against `forebay up` with the demo model."""
 
+import asyncio
 import base64
 import json
 import threading
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from openai.types import Completion, Model
+from openai.types import Batch, Completion, FileDeleted, FileObject, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from tests.support.batches import OVER, ended, jsonl, results
 from tests.support.meadows import film, png
 from tests.support.openai_types import check
 from tests.support.up import Up, up
@@ -178,6 +180,96 @@ def test_a_text_is_completed(client: OpenAI) -> None:
 
     check(json.loads(raw.content), Completion)
     assert raw.parse().choices[0].text
+
+
+def test_an_uploaded_picture_is_asked_about_by_its_id(client: OpenAI) -> None:
+    data = SHEEP_PICTURE.read_bytes()
+
+    made = client.files.with_raw_response.create(file=("sheep.png", data), purpose="vision")
+    file = made.parse()
+    answer = client.chat.completions.with_raw_response.create(
+        model=NAME, messages=[user(picture(file.id), text("图片中有几只羊"))], temperature=0
+    )
+    found = client.files.with_raw_response.retrieve(file.id)
+    listed = client.files.with_raw_response.list(purpose="vision")
+    back = client.files.content(file.id).content
+    deleted = client.files.with_raw_response.delete(file.id)
+
+    check(json.loads(made.content), FileObject)
+    check(json.loads(answer.content), ChatCompletion)
+    check(json.loads(found.content), FileObject)
+    for item in json.loads(listed.content)["data"]:
+        check(item, FileObject)
+    check(json.loads(deleted.content), FileDeleted)
+    assert answer.parse().choices[0].message.content == "四只"
+    assert (file.purpose, file.bytes, back) == ("vision", len(data), data)
+    assert file.id in [item.id for item in listed.parse().data]
+
+
+def chat_line(name: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    body = {"model": NAME, "messages": [user(*parts)], "temperature": 0}
+    return {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def words_of(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return what the lines of a batch were answered, each of which must be a whole completion."""
+    for row in rows.values():
+        assert (row["response"]["status_code"], row["error"]) == (200, None)
+        check(row["response"]["body"], ChatCompletion)
+    bodies = {name: row["response"]["body"] for name, row in rows.items()}
+    return {name: body["choices"][0]["message"]["content"] for name, body in bodies.items()}
+
+
+def test_a_batch_of_chats_runs_to_its_end(client: OpenAI) -> None:
+    lines = [
+        chat_line("count", picture(png(sheep_scene())), text("图片中有几只羊")),
+        chat_line("kind", picture(png(cat_scene())), text("What animal is this?")),
+        chat_line("film", clip(film()), text("描述视频")),
+    ]
+
+    file = client.files.create(file=("lines.jsonl", jsonl(lines)), purpose="batch")
+    made = client.batches.with_raw_response.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    batch = ended(client, made.parse(), limit_s=90)
+    last = client.batches.with_raw_response.retrieve(batch.id)
+    listed = client.batches.with_raw_response.list(limit=1)
+
+    for body in (made, last):
+        check(json.loads(body.content), Batch)
+    for item in json.loads(listed.content)["data"]:
+        check(item, Batch)
+    assert (batch.status, batch.model, batch.error_file_id) == ("completed", NAME, None)
+    words = words_of(results(client, batch.output_file_id))
+    assert (words.keys(), words["count"]) == ({"count", "kind", "film"}, "四只")
+    assert "cat" in words["kind"].lower()
+    assert "羊" in words["film"]
+
+
+async def test_the_async_client_has_a_file_asked_about_by_a_batch(server: Up) -> None:
+    async with AsyncOpenAI(api_key="EMPTY", base_url=f"{server.url}/v1", timeout=60) as client:
+        sheep = await client.files.create(file=SHEEP_PICTURE, purpose="vision")
+        lines = jsonl([
+            chat_line("file", picture(sheep.id), text("图片中有几只羊")),
+            chat_line("name", text("你是谁？")),
+        ])  # fmt: skip
+        file = await client.files.create(file=("lines.jsonl", lines), purpose="batch")
+        begun = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+
+        async with asyncio.timeout(90):
+            batch = begun
+            while batch.status not in OVER:
+                await asyncio.sleep(0.1)
+                batch = await client.batches.retrieve(begun.id)
+        output = await client.files.content(batch.output_file_id or "")
+        deleted = await client.files.delete(sheep.id)
+
+    words = words_of({row["custom_id"]: row for row in map(json.loads, output.text.splitlines())})
+    assert (batch.status, deleted.deleted) == ("completed", True)
+    assert (words.keys(), words["file"]) == ({"file", "name"}, "四只")
+    assert words["name"]
 
 
 async def test_the_async_client_streams_with_usage(server: Up) -> None:
