@@ -22,13 +22,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
+def _scope(fixture_name: str, config: pytest.Config) -> str:  # noqa: ARG001 - pytest's signature
+    """Load an engine per test; on a GPU, where loading takes 20 s, once for a file's tests.
+
+    There the tests share a loop too: -o asyncio_default_test_loop_scope=module and the same for
+    asyncio_default_fixture_loop_scope.
+    """
+    return "module" if config.getoption("markexpr") == "gpu" else "function"
+
+
 @pytest.fixture(
+    scope=_scope,
     params=[
         "echo",
         "echo in a process",
         "transformers",
         pytest.param("lmdeploy", marks=pytest.mark.gpu),
-    ]
+    ],
 )
 async def loaded(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Engine, ModelCard]]:
     """Give each engine in turn, loaded, with room for SLOTS prompts, and its card."""
@@ -37,12 +47,12 @@ async def loaded(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Engine, 
     await engine.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope=_scope)
 def engine(loaded: tuple[Engine, ModelCard]) -> Engine:
     return loaded[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope=_scope)
 def card(loaded: tuple[Engine, ModelCard]) -> ModelCard:
     return loaded[1]
 

@@ -7,7 +7,8 @@ Each server has the GPU to itself. Loads: `picture` and `text` (512 at once, str
 same picture load without streaming), `steady` (pictures, so many always under way), `idle` (one at
 a time: first token). Ours is asked over /v1/jobs; theirs over /v1/chat/completions. Figures are the
 medians of --repeat runs, after one small run that nobody counts. Needs LMDeploy, and for ours what
-`forebay up` needs. Servers that run already: --theirs-url, --ours-url.
+`forebay up` needs. Servers that run already: --theirs-url, --ours-url. `--gpus 1` takes another GPU
+than the first, `--engine echo` tries the whole of ours without one.
 """
 
 import argparse
@@ -105,7 +106,7 @@ def _server(name: str, options: argparse.Namespace) -> Iterator[str]:
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, "TM_LOG_LEVEL": "WARNING"},
+            env=_environ(name, options),
         )  # fmt: skip
         try:
             ready = f"{url}/health/ready" if name == "ours" else f"{url}/v1/models"
@@ -113,6 +114,18 @@ def _server(name: str, options: argparse.Namespace) -> Iterator[str]:
             yield url
         finally:
             _end(process)
+
+
+def _environ(name: str, options: argparse.Namespace) -> dict[str, str]:
+    """Return a server's environment. Ours is told its GPUs by --gpus, theirs by the variable."""
+    environ = {**os.environ, "TM_LOG_LEVEL": "WARNING", "CUDA_VISIBLE_DEVICES": _gpus(options)}
+    if name == "ours":
+        del environ["CUDA_VISIBLE_DEVICES"]
+    return environ
+
+
+def _gpus(options: argparse.Namespace) -> str:
+    return str(options.gpus or ",".join(map(str, range(options.tp))))
 
 
 def _theirs(options: argparse.Namespace) -> list[str]:
@@ -125,11 +138,11 @@ def _theirs(options: argparse.Namespace) -> list[str]:
 
 
 def _ours(options: argparse.Namespace, folder: Path) -> list[str]:
-    gpus = ",".join(map(str, range(options.tp)))
+    device = ("--gpus", _gpus(options)) if options.engine == "lmdeploy" else ()
     return [
-        sys.executable, "-m", "worker.cli", "up", "--engine", "lmdeploy",
+        sys.executable, "-m", "worker.cli", "up", "--engine", options.engine,
         "--backend", options.backend, "--model", str(options.model), "--slots", str(options.slots),
-        "--gpus", gpus, "--port", str(PORTS["ours"]), "--flower-port", "0",
+        *device, "--port", str(PORTS["ours"]), "--flower-port", "0",
         "--data-dir", str(folder / "data"),
     ]  # fmt: skip
 
@@ -182,6 +195,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--backend", choices=("turbomind", "pytorch"), required=True)
     parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--gpus", help="such as 1 or 0,1; not given: the first --tp")
+    parser.add_argument("--engine", choices=("lmdeploy", "echo"), default="lmdeploy")
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--jobs", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=128)

@@ -110,7 +110,12 @@ def _family_bytes(root: int) -> int:
 async def run(options: argparse.Namespace) -> bool:
     """Start the engine, do what was asked for, close it."""
     spec = EngineSpec(
-        str(options.model), options.engine, backend=options.backend, slots=INSIDE, decode=decode
+        str(options.model),
+        options.engine,
+        backend=options.backend,
+        tp=options.tp,
+        slots=INSIDE,
+        decode=decode,
     )
     engine = EngineProcess(spec, log_level="WARNING")
     print(await engine.start(), flush=True)
@@ -127,6 +132,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--engine", default="lmdeploy")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--tp", type=int, default=1)
     parser.add_argument("--prompts", type=int, default=20_000)
     parser.add_argument("--cancels", type=int, default=CANCELS)
     raise SystemExit(0 if asyncio.run(run(parser.parse_args())) else 1)
