@@ -1,5 +1,6 @@
 """Engines of every kind, started and closed around a test."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -67,4 +68,5 @@ def _engine(request: pytest.FixtureRequest) -> Engine:
             folder = str(request.getfixturevalue("tiny_model"))
             return load_engine(EngineSpec(folder, "transformers", slots=SLOTS, decode=decode))
     pytest.importorskip("lmdeploy", reason="LMDeploy is not installed")
-    return load_engine(EngineSpec("demo", "lmdeploy", slots=SLOTS, decode=decode))
+    backend = os.environ.get("FOREBAY_TEST_BACKEND", "auto")
+    return load_engine(EngineSpec("demo", "lmdeploy", backend=backend, slots=SLOTS, decode=decode))

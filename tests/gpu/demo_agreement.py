@@ -2,10 +2,11 @@
 
     python tests/gpu/demo_agreement.py transformers --json reference.json
     python tests/gpu/demo_agreement.py lmdeploy --backend turbomind --json turbomind.json
-    python tests/gpu/demo_agreement.py lmdeploy --backend pytorch --tp 2 --json tp2.json
+    python tests/gpu/demo_agreement.py engine --backend pytorch --tp 2 --json tp2.json
     python tests/gpu/demo_agreement.py compare reference.json turbomind.json tp2.json
 
-Each of the first three answers the same held-out scenes and writes the token ids of every answer.
+Each of the first three answers the same held-out scenes and writes the token ids of every answer;
+`engine` is our engine process around LMDeploy, `lmdeploy` its own pipeline.
 Pictures come at the model's own size, as the service prepares them, so no engine resizes anything.
 """
 
@@ -14,7 +15,13 @@ Pictures come at the model's own size, as the service prepares them, so no engin
 from __future__ import annotations
 
 import argparse
+import asyncio
+import hashlib
+import io
 import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +55,75 @@ def _fitted(picture: Image.Image) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def by_transformers(model: Path, asked: list[Exam]) -> list[list[int]]:
-    """Answer one by one in float32 on the CPU."""
+def by_transformers(model: Path, asked: list[Exam], processes: int) -> list[list[int]]:
+    """Answer one by one in float32 on the CPU, with one thread per process."""
+    shares = [asked[first::processes] for first in range(processes)]
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        answered = list(pool.map(partial(_by_transformers, model), shares))
+    return [answered[number % processes][number // processes] for number in range(len(asked))]
+
+
+def _by_transformers(model: Path, asked: list[Exam]) -> list[list[int]]:
+    import torch
     from transformers import AutoTokenizer
+
+    torch.set_num_threads(1)
 
     from worker.demo.reader import Reader
 
     reader, tokenizer = Reader(model), AutoTokenizer.from_pretrained(model)
     answers = [reader.answer(exam.prompt, MAX_NEW_TOKENS) for exam in asked]
     return [tokenizer.encode(answer, add_special_tokens=False) for answer in answers]
+
+
+async def by_engine(model: Path, asked: list[Exam], backend: str, tp: int) -> list[list[int]]:
+    """Answer all at once with our engine process around LMDeploy."""
+    from worker.engine import EngineSpec
+    from worker.engine.process import EngineProcess
+    from worker.media.image import decode
+
+    spec = EngineSpec(
+        str(model), "lmdeploy", backend=backend, tp=tp, context_tokens=4096, decode=decode
+    )
+    engine = EngineProcess(spec, log_level="WARNING")
+    print(await engine.start(), flush=True)
+    try:
+        return list(await asyncio.gather(*(_answered(engine, exam) for exam in asked)))
+    finally:
+        await engine.close()
+
+
+async def _answered(engine: Any, exam: Exam) -> list[int]:
+    from worker.engine.base import EngineOptions, Prompt, Turn
+
+    pictures = iter(exam.prompt.pictures)
+    turns = tuple(
+        Turn(message["role"], tuple(_parts(message["content"], pictures)))
+        for message in exam.prompt.messages
+    )
+    options = EngineOptions(MAX_NEW_TOKENS, temperature=0.0)
+    tokens: list[int] = []
+    async for delta in engine.generate(Prompt(str(id(exam)), turns, options)):
+        tokens += delta.token_ids
+    return tokens
+
+
+def _parts(content: Any, pictures: Any) -> list[Any]:
+    """Return a message's parts as our engine takes them; the pictures as PNG lose nothing."""
+    from worker.engine.base import Picture
+
+    if isinstance(content, str):
+        return [content]
+    parts: list[Any] = []
+    for part in content:
+        if part["type"] != "image":
+            parts.append(part["text"])
+            continue
+        shown, file = next(pictures), io.BytesIO()
+        shown.save(file, "PNG")
+        data = file.getvalue()
+        parts.append(Picture(data, *shown.size, hashlib.sha256(data).hexdigest()))
+    return parts
 
 
 def by_lmdeploy(model: Path, asked: list[Exam], backend: str, tp: int) -> list[list[int]]:
@@ -122,12 +189,14 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("transformers", "lmdeploy"):
+    for name in ("transformers", "lmdeploy", "engine"):
         command = commands.add_parser(name)
         command.add_argument("--model", type=Path, default=MODEL_DIR)
         command.add_argument("--scenes", type=int, default=100)
         command.add_argument("--json", type=Path, required=True)
-        if name == "lmdeploy":
+        if name == "transformers":
+            command.add_argument("--processes", type=int, default=2)
+        else:
             command.add_argument("--backend", choices=("turbomind", "pytorch"), required=True)
             command.add_argument("--tp", type=int, default=1)
     command = commands.add_parser("compare")
@@ -138,7 +207,9 @@ def main() -> None:
         raise SystemExit(0 if compare(options.reference, options.others) else 1)
     asked = exams(options.scenes)
     if options.command == "transformers":
-        answers = by_transformers(options.model, asked)
+        answers = by_transformers(options.model, asked, options.processes)
+    elif options.command == "engine":
+        answers = asyncio.run(by_engine(options.model, asked, options.backend, options.tp))
     else:
         answers = by_lmdeploy(options.model, asked, options.backend, options.tp)
     right = sum(
