@@ -162,7 +162,7 @@ def test_a_second_turn_may_bring_a_picture_of_its_own(client: OpenAI) -> None:
 
 def test_choices_with_a_seed_are_the_same_again(client: OpenAI) -> None:
     ask = partial(
-        client.chat.completions.create, model=NAME, n=3, seed=7, temperature=1.5, max_tokens=12,
+        client.chat.completions.create, model=NAME, n=4, seed=7, temperature=2, max_tokens=24,
         messages=[user(picture(png(sheep_scene())), text("描述图片"))],
     )  # fmt: skip
 

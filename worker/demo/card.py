@@ -39,7 +39,8 @@ Training: {training}
 ## Commands
 ```
 python -m worker.demo.train --out FOLDER --minutes 9       # one GPU; ends with such figures
-python -m worker.demo.train --start worker/demo/model --seed 5 --out FOLDER --minutes 9
+python -m worker.demo.train --start worker/demo/model --seed 6 --out FOLDER --minutes 9
+python -m torch.distributed.run --nproc-per-node 2 -m -- worker.demo.train --out FOLDER  # two
 python -m worker.demo.evaluate --scenes 50                 # a sample of the figures, on a CPU
 ```
 """
