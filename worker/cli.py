@@ -6,8 +6,10 @@ of ours is loaded before a child has its own CUDA_VISIBLE_DEVICES. Knows no job,
 
 # ruff: noqa: PLC0415 - see above
 
+import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ ENGINES = ("auto", "lmdeploy", "transformers", "echo")
 BACKENDS = ("auto", "turbomind", "pytorch")
 LOOPBACK = "127.0.0.1"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+MAX_PROCESSES = 16
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection: they shall close it
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -190,10 +193,22 @@ def cli() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where Redis and the object store keep their data.  [default: .forebay]",
 )
-def up(host: str, port: int, flower_port: int, data_dir: Path | None, **given: Any) -> None:
+@click.option(
+    "--processes",
+    type=click.IntRange(1, MAX_PROCESSES),
+    help="Of the API, and as many of the media stage.  [default: one per 4 cores, at most 4]",
+)
+def up(
+    host: str,
+    port: int,
+    flower_port: int,
+    data_dir: Path | None,
+    processes: int | None,
+    **given: Any,
+) -> None:
     """Run everything on this machine, until Ctrl-C or SIGTERM.
 
-    Redis and an object store (unless REDIS_URL and S3_ENDPOINT_URL are set), API, media worker, one
+    Redis and an object store (unless REDIS_URL and S3_ENDPOINT_URL are set), API, media stage, one
     chat worker per --gpus, Flower. Prints one line `ready http://…` when jobs are answered. Running
     jobs are finished before it ends; Ctrl-C once more puts them back into the queue.
     """
@@ -210,6 +225,7 @@ def up(host: str, port: int, flower_port: int, data_dir: Path | None, **given: A
         port,
         flower_port,
         data_dir or settings.data_dir,
+        processes or max(1, min(4, (os.cpu_count() or 1) // 4)),
     )
     with told() as tell:
 
@@ -364,12 +380,19 @@ def chat(**given: Any) -> None:
 
 @worker.command(epilog="Example: forebay worker media --slots 4")
 @click.option("--slots", type=click.IntRange(1), help="Files prepared at once.  [default: cores]")
-def media(slots: int | None) -> None:
+@click.option(
+    "--processes",
+    type=click.IntRange(1, MAX_PROCESSES),
+    default=1,
+    show_default=True,
+    help="Each prepares about 100 pictures a second.",
+)
+def media(slots: int | None, processes: int) -> None:
     """Fetch, check and prepare the pictures and videos of jobs, on the CPU."""
     settings = _settings(logs=True)
     from worker import roles
 
-    roles.media(settings, dict(os.environ), slots)
+    roles.media(settings, dict(os.environ), slots, processes)
 
 
 @worker.command(epilog="Example: forebay worker webhooks")
@@ -393,14 +416,19 @@ def sweep() -> None:
 @cli.command(epilog="Example: forebay api --host 0.0.0.0 --port 8000")
 @_host
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-def api(host: str, port: int) -> None:
+@click.option(
+    "--share-port",
+    is_flag=True,
+    help="More such processes may listen there; the kernel spreads callers over them.",
+)
+def api(host: str, port: int, share_port: bool) -> None:
     """Serve HTTP: submit, poll, stream, cancel."""
     settings = _settings(logs=True)
     import uvicorn
 
     # uvicorn drains, then raises the signal once more: an asked-for end is status 0.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
+    config = uvicorn.Config(
         "api.app:create_app",
         factory=True,
         host=host,
@@ -411,6 +439,21 @@ def api(host: str, port: int) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.drain_s) + 1,
     )
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # it has drained, and tells us
+        server.run(sockets=[_shared(host, port)] if share_port else None)
+    if not server.started:
+        sys.exit(1)
+
+
+def _shared(host: str, port: int) -> socket.socket:
+    """Return a socket of a port on which other processes may listen as well."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    shared = socket.socket(family, socket.SOCK_STREAM)
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    shared.bind((host, port))
+    return shared
 
 
 @cli.command(epilog="Example: forebay flower --port 5555")

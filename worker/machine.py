@@ -31,11 +31,15 @@ class UpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A child besides the servers: how long it may take to stop, and whether jobs need it."""
+    """A child besides the servers: how long it may take to stop, and whether jobs need it.
+
+    `serves`: it answers callers, and so is told first when all stops.
+    """
 
     command: Command
     stop_s: float = STOP_S
     is_needed: bool = True
+    serves: bool = False
 
 
 Parts = Callable[[Mapping[str, str]], tuple[Part, ...]]
@@ -75,11 +79,12 @@ class Machine:
     async def stop(self) -> None:
         """Stop all: the API takes no more, the chat workers drain, then the rest, Redis last."""
         self._is_stopping = True
-        api = asyncio.create_task(self._stop_part("api"))
+        serving = [name for name, (part, _) in self._parts.items() if part.serves]
+        api = asyncio.gather(*map(self._stop_part, serving))
         await asyncio.sleep(0)  # the API is told before the workers
         await self._stop_part("chat")
-        if "api" in self._parts:
-            self._parts["api"][1].send(signal.SIGINT)  # readers of waiting jobs hold it open
+        for name in serving:
+            self._parts[name][1].send(signal.SIGINT)  # readers of waiting jobs hold it open
         await api
         await asyncio.gather(*map(self._stop_part, self._parts))
         for server, keeper in reversed(self._servers):

@@ -34,9 +34,12 @@ def chat(
         asyncio.run(_supervise(settings, slots))
 
 
-def media(settings: Settings, environ: Mapping[str, str], slots: int | None) -> None:
-    """Run a media worker until a signal. Raises GaveUpError if it cannot be kept alive."""
-    _run_one(settings, "media", partial(commands.media, slots, environ))
+def media(
+    settings: Settings, environ: Mapping[str, str], slots: int | None, processes: int
+) -> None:
+    """Run media workers until a signal. Raises GaveUpError if none can be kept alive."""
+    command = partial(commands.media, slots, environ)
+    asyncio.run(_supervise(settings, [Slot("media", command)] * processes))
 
 
 def webhooks(settings: Settings, environ: Mapping[str, str]) -> None:

@@ -26,7 +26,8 @@ class UpOptions:
     """What `forebay up` is asked for.
 
     `gpus` one value per chat worker, such as `0,1`; `port` 0 for a free one, `flower_port` 0 for no
-    Flower; `data_dir` None for a folder that goes away at the end; `environ` what children get.
+    Flower; `data_dir` None for a folder that goes away at the end; `environ` what children get;
+    `processes` of the API and of the media stage, each.
     """
 
     settings: Settings
@@ -37,6 +38,7 @@ class UpOptions:
     port: int = 8000
     flower_port: int = 5555
     data_dir: Path | None = Path(".forebay")
+    processes: int = 1
 
     @property
     def url(self) -> str:
@@ -50,10 +52,12 @@ PartsFor = Callable[[UpOptions, DataDir, Mapping[str, str]], tuple[Part, ...]]
 def our_parts(options: UpOptions, data: DataDir, environ: Mapping[str, str]) -> tuple[Part, ...]:
     """Return API, workers and Flower in the order of their start."""
     sets = (word for value in options.gpus for word in ("--gpus", value))
+    listen = ("--host", options.host, "--port", str(options.port))
+    several = ("--share-port",) if options.processes > 1 else ()
     arguments = {
-        "api": ("api", "--host", options.host, "--port", str(options.port)),
+        **dict.fromkeys(_numbered("api", options.processes), ("api", *listen, *several)),
         "chat": ("worker", "chat", *options.chat.arguments(), *sets),
-        "media": ("worker", "media"),
+        "media": ("worker", "media", "--processes", str(options.processes)),
         "flower": ("flower", "--port", str(options.flower_port)),
     }
     if not options.flower_port:
@@ -64,9 +68,14 @@ def our_parts(options: UpOptions, data: DataDir, environ: Mapping[str, str]) -> 
             Command(name, commands.forebay(*words), environ, log=data.log(name)),
             stop_s=STOP_S if name == "flower" else drain_s,
             is_needed=name != "flower",
+            serves=words[0] == "api",
         )
         for name, words in arguments.items()
     )
+
+
+def _numbered(name: str, number: int) -> list[str]:
+    return [name, *(f"{name}-{later}" for later in range(2, number + 1))]
 
 
 def run(options: UpOptions, tell: Tell, ready: Tell, *, parts: PartsFor = our_parts) -> None:

@@ -84,7 +84,7 @@ def scripts(
         )
 
     return tuple(
-        Part(script(name), is_needed=name != "flower")
+        Part(script(name), is_needed=name != "flower", serves=name == "api")
         for name in ("api", "chat", "media", "flower")
     )
 

@@ -18,6 +18,7 @@ import redis
 
 from tests.support.processes import is_running, until
 from tests.support.up_lab import scripts
+from worker.bench.load import picture_url
 from worker.commands import forebay, importable
 from worker.contract.settings import Settings
 from worker.datadir import DataDir, choose_port
@@ -237,6 +238,10 @@ def descendants(pid: int) -> list[int]:
     return [found for child in children for found in (child, *descendants(child))]
 
 
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
 def block_options() -> UpOptions:
     given = {name.lower(): value for name, value in GIVEN.items()}
     return UpOptions(Settings(**given), dict(os.environ), port=0, flower_port=0, data_dir=None)
@@ -273,12 +278,13 @@ def test_a_block_whose_parts_cannot_start_is_never_entered(tmp_path: Path):
 
 
 @pytest.fixture
-def forebay_up(tmp_path: Path) -> Iterator[Callable[[], Up]]:
+def forebay_up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     """Start the real `forebay up` with the echo engine, on one folder."""
     started: list[Up] = []
 
-    def run() -> Up:
-        arguments = ("--engine", "echo", "--port", "0", "--flower-port", str(choose_port()))
+    def run(*more: str) -> Up:
+        ports = ("--port", "0", "--flower-port", str(choose_port()))
+        arguments = ("--engine", "echo", *ports, *more)
         process = subprocess.Popen(
             (*forebay("up"), *arguments, "--data-dir", str(tmp_path / "data")),
             stdout=subprocess.PIPE,
@@ -296,7 +302,7 @@ def forebay_up(tmp_path: Path) -> Iterator[Callable[[], Up]]:
 
 @pytest.mark.timeout(180)
 def test_the_real_parts_answer_a_job_that_outlives_a_restart_and_nothing_outlives_a_kill(
-    forebay_up: Callable[[], Up],
+    forebay_up: Callable[..., Up],
 ):
     up = forebay_up()
     body = {"model": "demo", "messages": [{"role": "user", "content": "[[tokens=40 rate=20]]"}]}
@@ -316,6 +322,25 @@ def test_the_real_parts_answer_a_job_that_outlives_a_restart_and_nothing_outlive
 
     assert len(children) >= 9  # two servers, four parts, a worker under two of them, an engine
     until(lambda: not any(is_running(pid) for pid in children))
+
+
+@pytest.mark.timeout(120)
+def test_several_processes_share_the_port_and_one_that_dies_is_not_missed(
+    forebay_up: Callable[..., Up],
+):
+    up = forebay_up("--processes", "2")
+    serving = [pid for pid in descendants(up.process.pid) if "--share-port" in command_of(pid)]
+    picture = {"type": "image_url", "image_url": {"url": picture_url(112, 1)}}
+    message = {"role": "user", "content": [picture, {"type": "text", "text": "[[media]]"}]}
+
+    os.kill(serving[0], signal.SIGKILL)
+
+    asked = {"model": "demo", "messages": [message]}
+    for _ in range(8):  # a caller's address chooses the process
+        answer = httpx.post(f"{up.url}/v1/chat/completions", json=asked, timeout=60)
+        assert answer.raise_for_status().json()["choices"][0]["finish_reason"] == "stop"
+    assert len(serving) == 2
+    assert len([pid for pid in descendants(up.process.pid) if "media" in command_of(pid)]) == 3
 
 
 @pytest.mark.timeout(120)
