@@ -20,7 +20,7 @@ DOORS = {
     "jsonschema_rs": {"worker.contract.options"},
     "llguidance": {"worker.engine.alphabet", "worker.engine.transformers.*"},
     "boto3": {"worker.contract.s3"},
-    "botocore": {"worker.contract.s3"},
+    "botocore": {"worker.contract.s3", "worker.contract.s3_quick"},
     "celery": {"worker.contract.broker", "worker.pool*", "worker.runtime.*", "worker.tasks"},
     "kombu": {"worker.contract.broker", "worker.pool*"},
     "billiard": {"worker.pool*"},

@@ -1,5 +1,6 @@
 """The object store's door, on a real S3 server."""
 
+import asyncio
 import hashlib
 import io
 import secrets
@@ -10,6 +11,7 @@ import aiohttp
 import pytest
 
 from tests.support import servers
+from tests.support.web import Answer, body, web_server
 from worker.contract import s3
 from worker.contract.errors import MediaExpired, MediaTooLarge, StoreUnavailable
 from worker.contract.s3 import ObjectStore, media_key, prepared_key, upload_key
@@ -85,6 +87,27 @@ async def test_more_than_the_limit_is_not_read(store: ObjectStore) -> None:
 
     with pytest.raises(MediaTooLarge, match="limit is 999"):
         await store.get_bytes("a", 999)
+
+
+@pytest.mark.parametrize(
+    "first", [body(DATA, code=503), body(DATA[:-1], length=len(DATA))], ids=["busy", "torn"]
+)
+async def test_what_did_not_come_whole_is_asked_for_again(first: Answer) -> None:
+    answers = iter([first, body(DATA)])
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        await next(answers)(writer)
+
+    async with web_server() as web:
+        web.at("/bucket/a", answer)
+        keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+        settings = Settings(_env_file=None, S3_ENDPOINT_URL=web.url, S3_BUCKET="bucket", **keys)
+        store = ObjectStore(settings)
+        got = await store.get_bytes("a", 10**6)
+        await store.close()
+
+    assert got == DATA
+    assert web.requests == {"/bucket/a": 2}
 
 
 async def test_what_is_not_there_has_expired(store: ObjectStore) -> None:

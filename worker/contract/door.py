@@ -17,7 +17,7 @@ from worker.contract.events import Event
 from worker.contract.settings import Settings, without_password
 
 _ANSWER_S = 5.0  # Redis answers within milliseconds: who is silent for so long is not there
-_CONNECTION_S = 3.0  # to get one of the connections, while others hold them all
+_CONNECTION_S = 10.0  # to get one of the connections: 500 submissions at once wait for 4 s
 
 _CONSTANTS = {
     "GRACE": keys.OUTBOX_GRACE_MS,

@@ -12,16 +12,19 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
-from worker.contract.errors import JobError, MediaExpired, MediaTooLarge, StoreUnavailable
+from worker.contract.errors import JobError, MediaExpired, StoreUnavailable
 from worker.contract.log import event
+from worker.contract.s3_quick import QuickStore, too_large
 from worker.contract.settings import MIB, Settings
 
 TENANT = "default"  # the only one so far; keys carry it so that a second one needs no migration
@@ -98,15 +101,22 @@ class ObjectStore:
     def __init__(self, settings: Settings, *, threads: int = THREADS) -> None:
         self.bucket = settings.s3_bucket
         self._region = settings.aws_region
-        self._client = _client(settings, settings.s3_endpoint_url, threads)
+        session = boto3.session.Session()
+        self._client = _client(session, settings, settings.s3_endpoint_url, threads)
+        self._quick = QuickStore(
+            self._client, _credentials(session, settings), self.bucket, connections=threads
+        )
         public = settings.s3_public_endpoint_url
-        self._signer = _client(settings, public, 1) if public else self._client
+        self._signer = _client(session, settings, public, 1) if public else self._client
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="s3")
 
     async def put_bytes(
         self, key: str, data: bytes, content_type: str, *, if_absent: bool = False
     ) -> bool:
         """Store `data`; return False where `if_absent` found the key taken."""
+        status = await self._call(self._quick.put, key, data, content_type, if_absent=if_absent)
+        if status in {HTTPStatus.OK, HTTPStatus.PRECONDITION_FAILED}:
+            return status == HTTPStatus.OK
         return await self._conditional(
             if_absent, self._client.put_object, Key=key, Body=data, ContentType=content_type
         )
@@ -249,6 +259,7 @@ class ObjectStore:
     async def close(self) -> None:
         """Close the connections; calls that have not begun are dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._quick.close()
         self._client.close()
         self._signer.close()
 
@@ -299,10 +310,15 @@ class ObjectStore:
         size = int(found["ContentLength"])
         if size > max_bytes:
             found["Body"].close()
-            raise MediaTooLarge(f"the stored object has {size} bytes; the limit is {max_bytes}")
+            raise too_large(size, max_bytes)
         return found["Body"], size
 
     def _read(self, key: str, max_bytes: int) -> bytes:
+        status, found = self._quick.get(key, max_bytes)
+        if status == HTTPStatus.OK:
+            return found
+        if status == HTTPStatus.NOT_FOUND:
+            raise _gone()
         body, _ = self._open(key, max_bytes)
         with body:
             data: bytes = body.read()
@@ -359,8 +375,8 @@ class _KeyTakenError(JobError):
     """The condition of a conditional PUT did not hold; never leaves this module."""
 
 
-def _client(settings: Settings, endpoint_url: str, connections: int) -> Any:
-    return boto3.session.Session().client(
+def _client(session: Any, settings: Settings, endpoint_url: str, connections: int) -> Any:
+    return session.client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=settings.aws_region,
@@ -379,6 +395,17 @@ def _client(settings: Settings, endpoint_url: str, connections: int) -> Any:
     )
 
 
+def _credentials(session: Any, settings: Settings) -> Any:
+    """Return the given keys, else what boto3 finds where it looks for them."""
+    if settings.aws_access_key_id:
+        return Credentials(settings.aws_access_key_id, settings.aws_secret_access_key)
+    return session.get_credentials()
+
+
+def _gone() -> MediaExpired:
+    return MediaExpired("the stored bytes are no longer there; send the media again")
+
+
 def _location(region: str) -> dict[str, Any]:
     """Return the argument that AWS wants outside of its first region and refuses inside of it."""
     if region == "us-east-1":
@@ -394,7 +421,7 @@ def _translated(error: BotoCoreError | ClientError) -> JobError:
     if isinstance(error, ClientError):
         code = _code(error)
         if code in _NOT_THERE:
-            return MediaExpired("the stored bytes are no longer there; send the media again")
+            return _gone()
         if code in {"PreconditionFailed", "ConditionalRequestConflict", "412"}:
             return _KeyTakenError(code)
         return StoreUnavailable(f"the object store refused a {error.operation_name}: {code}")
