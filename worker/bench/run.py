@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +15,8 @@ from worker.bench.load import Load, Report, Sample, body, report
 
 START_S = 3.0
 """How long processes have to get ready before they start together."""
+_SHARE, _RUN, _RUNS = 100_000, 10_000_000, 1000
+"""Requests' numbers: those of two processes, and of two runs, are so far apart."""
 WARM_UP = 0.15
 """The share of a steady run that no rate counts: the server fills up."""
 
@@ -24,14 +27,18 @@ Advance = Callable[[Sample], None]
 def bench(load: Load, processes: int = 1, advance: Advance = lambda _: None) -> Report:
     """Run a load and sum it up. With several processes, each takes its share of it.
 
+    Every run has pictures of its own: a server that remembers those of another run would be timed
+    for its memory.
+
     Raises:
         ValueError: the server does not answer or serves no model, or the load is none.
     """
     load = asyncio.run(_completed(load))
+    first = secrets.randbelow(_RUNS) * _RUN
     if processes == 1:
-        samples = asyncio.run(run(load, advance=advance))
+        samples = asyncio.run(run(load, first=first, advance=advance))
     else:
-        samples = _divided(load, processes)
+        samples = _divided(load, first, processes)
         for sample in samples:
             advance(sample)
     return report(samples, _window(load, samples))
@@ -113,13 +120,13 @@ async def _one(client: Client, request: dict[str, Any], advance: Advance) -> Sam
     return sample
 
 
-def _divided(load: Load, processes: int) -> list[Sample]:
+def _divided(load: Load, first: int, processes: int) -> list[Sample]:
     shares = [_share(load, number, processes) for number in range(processes)]
     start_at = time.monotonic() + START_S + load.jobs * 0.02 / processes  # the clock is the host's
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
         running = [
-            pool.submit(_in_process, share, number * 100_000, start_at)
+            pool.submit(_in_process, share, first + number * _SHARE, start_at)
             for number, share in enumerate(shares)
         ]
         return [sample for one in running for sample in one.result()]
