@@ -316,6 +316,7 @@ def test_a_plain_schema_is_asked_for_by_the_shortest_way_and_free_text_by_none()
         (ToolUse((ADD, SAY), must_call=True), CALL, True),
         (ToolUse((ADD, SAY), must_call=True), f"{CALL}\n{OTHER}", True),
         (ToolUse((ADD, SAY), must_call=True), "no", False),
+        (ToolUse((ADD, SAY), must_call=True), "", False),
         (ToolUse((ADD, SAY), must_call=True), CALL.replace("4", '"four"'), False),
         (ToolUse((ADD, SAY), must_call=True, only="say"), CALL, False),
         (ToolUse((ADD, SAY), must_call=True, only="say"), OTHER, True),
