@@ -371,6 +371,39 @@ async def test_a_job_that_ends_after_a_cancel_request_keeps_its_answer(
     assert await store.cancel(hold.job_id) == "completed"
 
 
+async def test_of_a_cancel_and_an_end_in_the_same_moment_both_sides_hear_which_won(
+    store: JobStore, reader: JobReader
+):
+    for _ in range(20):
+        hold = await running(store)
+
+        asked, is_finished = await asyncio.gather(
+            store.cancel(hold.job_id), store.finish(hold, ended("四只"))
+        )
+
+        job = await reader.get(hold.job_id)
+        assert is_finished
+        assert asked in {"requested", "completed"}
+        assert (job["status"], job["output"]["text"]) == ("completed", "四只")
+
+
+async def test_of_a_cancel_and_a_claim_in_the_same_moment_exactly_one_has_the_job(
+    store: JobStore, reader: JobReader
+):
+    for _ in range(20):
+        job_id = await submit(store)
+
+        asked, hold = await asyncio.gather(
+            store.cancel(job_id), store.claim(job_id, Lane.CHAT, "worker", "ticket")
+        )
+
+        status = (await reader.get(job_id))["status"]
+        assert (asked, hold is None, status) in {
+            ("cancelled", True, "cancelled"),
+            ("requested", False, "in_progress"),
+        }
+
+
 async def test_a_job_given_back_after_a_cancel_request_is_cancelled(
     store: JobStore, reader: JobReader
 ):
