@@ -133,6 +133,28 @@ async def test_while_redis_is_silent_one_call_asks_and_the_others_fail_at_once(
         await door.ping()
 
 
+async def test_who_waits_for_a_connection_as_redis_falls_silent_is_refused_without_asking(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(door_module, "_ANSWER_S", 0.5)
+    direct = make_settings().redis_url
+    network = Proxy(urlsplit(direct).port or 0, lambda: Fate.PASS)
+    door = RedisDoor(
+        make_settings(REDIS_URL=through(direct, await network.start())), max_connections=2
+    )
+    await asyncio.gather(door.ping(), door.ping())
+    network.hush()
+
+    said = await asyncio.gather(*(door.ping() for _ in range(20)), return_exceptions=True)
+
+    network.speak()
+    await door.ping()
+    await door.close()
+    await network.stop()
+    assert all(isinstance(one, StoreUnavailable) for one in said)
+    assert sum(one.was_asked for one in said if isinstance(one, StoreUnavailable)) == 2
+
+
 async def test_who_insists_asks_a_silent_redis_as_well(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ):

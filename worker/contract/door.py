@@ -75,12 +75,12 @@ class RedisDoor:
         pool = aioredis.BlockingConnectionPool.from_url(
             settings.redis_url,
             max_connections=max_connections,
-            timeout=_CONNECTION_S,
             decode_responses=True,
             socket_timeout=_ANSWER_S,
             socket_connect_timeout=3,
             health_check_interval=15,
         )
+        self._room = asyncio.Semaphore(max_connections)  # so that who waits is ours to refuse
         self._is_silent = self._is_probed = False
         self.redis = aioredis.Redis.from_pool(pool)  # which then closes the pool with it
         # A subscription is read by one task while others write to it: a health check, which
@@ -125,9 +125,37 @@ class RedisDoor:
 
         `insist`: ask also while Redis is silent and somebody else is asking already.
         """
-        if self._is_silent and self._is_probed and not insist:
+        try:
+            await self._enter(insist=insist)
+        except BaseException:
             pending.close()  # a coroutine that was never begun
-            raise StoreUnavailable(f"Redis at {self._where} has stopped answering", was_asked=False)
+            raise
+        try:
+            return await self._translated(pending)
+        finally:
+            self._room.release()
+
+    async def _enter(self, *, insist: bool) -> None:
+        """Wait for a connection, unless Redis is silent or falls silent meanwhile."""
+        was_silent = self._is_silent
+        if was_silent and self._is_probed and not insist:
+            raise self._silence()
+        try:
+            async with asyncio.timeout(_CONNECTION_S):
+                await self._room.acquire()
+        except TimeoutError as error:
+            msg = f"all connections to Redis at {self._where} are busy"
+            raise StoreUnavailable(msg, was_asked=False) from error
+        # Who has waited already does not wait for a trial as well: the next caller makes it.
+        if self._is_silent and (self._is_probed or not was_silent) and not insist:
+            self._room.release()
+            raise self._silence()
+
+    def _silence(self) -> StoreUnavailable:
+        return StoreUnavailable(f"Redis at {self._where} has stopped answering", was_asked=False)
+
+    async def _translated(self, pending: Any) -> Any:
+        """Await it, with Redis' failures as ours."""
         task = asyncio.current_task()
         cancels = task.cancelling() if task else 0
         try:
