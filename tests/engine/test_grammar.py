@@ -258,7 +258,12 @@ async def test_reasoning_that_the_template_has_opened_is_told_apart_over_attempt
 
 async def test_the_demo_model_knows_no_tools_and_answers_by_a_schema():
     engine = load_engine(EngineSpec("demo", "transformers"))
-    schema = {"type": "object", "properties": {"n": {"enum": ["四只", "两只"]}}, "required": ["n"]}
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": ["四只", "两只"]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
 
     card = await engine.start()
     answer = await answer_of(engine, ask("你是谁？", max_tokens=64, json_schema=schema))

@@ -23,6 +23,9 @@ def main() -> None:
     if sys.platform == "linux":
         leash.die_with_parent(order.parent_pid)  # elsewhere the CPU limit is what ends an orphan
     _confine(order)
+    # decord maps all of CUDA where pip has put it, 3.3 GB of address space, though it decodes on
+    # the CPU here: beside torch for GPUs no video could be read. A None is "not installed".
+    sys.modules["nvidia"] = None  # type: ignore[assignment]  # as the import system documents it
     (order.folder / ANSWER_FILE).write_text(json.dumps(_answer(order)))
 
 
