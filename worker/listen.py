@@ -1,8 +1,9 @@
 """A receiver for the terminal: verifies callbacks as any receiver does, and prints them."""
 
-import contextlib
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +27,13 @@ def serve(host: str, port: int, secret: str, tell: Tell = say) -> None:
     """Receive until Ctrl-C. Raises OSError where the port cannot be had; 0 takes a free one."""
     server = ThreadingHTTPServer((host, port), _handler(secret, tell))
     server.daemon_threads = True
-    with server, contextlib.suppress(KeyboardInterrupt):
+
+    def end(*_: object) -> None:
+        threading.Thread(target=server.shutdown, daemon=True).start()  # it waits for the loop
+
+    # No KeyboardInterrupt: raised inside a finalizer it would be printed and forgotten.
+    signal.signal(signal.SIGINT, end)
+    with server:
         place = f"http://{host}:{server.server_port}/"
         sys.stderr.write(f"listening on {place} (Ctrl-C ends)\n")
         sys.stderr.flush()
