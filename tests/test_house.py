@@ -39,7 +39,7 @@ DOORS = {
     "fastapi": {"api.*"},
     "starlette": {"api.*"},
     "python_multipart": {"api.multipart"},
-    "uvicorn": {"worker.cli"},
+    "uvicorn": {"worker.serving"},
     "prometheus_client": {"api.metrics"},
     "click": {"worker.cli", "worker.cli_webhooks"},
     "rich": {"worker.client", "worker.progress"},

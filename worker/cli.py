@@ -6,10 +6,7 @@ of ours is loaded before a child has its own CUDA_VISIBLE_DEVICES. Knows no job,
 
 # ruff: noqa: PLC0415 - see above
 
-import contextlib
 import os
-import signal
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +26,6 @@ BACKENDS = ("auto", "turbomind", "pytorch")
 LOOPBACK = "127.0.0.1"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 MAX_PROCESSES = 16
-KEEP_ALIVE_S = 75  # longer than clients and proxies keep an idle connection: they shall close it
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -424,36 +420,9 @@ def sweep() -> None:
 def api(host: str, port: int, share_port: bool) -> None:
     """Serve HTTP: submit, poll, stream, cancel."""
     settings = _settings(logs=True)
-    import uvicorn
+    from worker import serving
 
-    # uvicorn drains, then raises the signal once more: an asked-for end is status 0.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    config = uvicorn.Config(
-        "api.app:create_app",
-        factory=True,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.drain_s) + 1,
-    )
-    server = uvicorn.Server(config)
-    with contextlib.suppress(KeyboardInterrupt):  # it has drained, and tells us
-        server.run(sockets=[_shared(host, port)] if share_port else None)
-    if not server.started:
-        sys.exit(1)
-
-
-def _shared(host: str, port: int) -> socket.socket:
-    """Return a socket of a port on which other processes may listen as well."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    shared = socket.socket(family, socket.SOCK_STREAM)
-    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    shared.bind((host, port))
-    return shared
+    serving.serve(host, port, drain_s=settings.drain_s, shares_port=share_port)
 
 
 @cli.command(epilog="Example: forebay flower --port 5555")

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -16,10 +17,9 @@ from worker.contract.errors import StoreUnavailable
 from worker.server import RunningServer
 
 
-@pytest.mark.parametrize("turns", range(4))
-async def test_a_cancelled_call_is_cancelled_whenever_that_comes(door: RedisDoor, turns: int):
-    await door.ping()
-    call = asyncio.create_task(door.events("job_x"))
+async def cancel_after(turns: int, calling: Coroutine[Any, Any, Any]) -> None:
+    """Cancel a call after so many turns of the loop; it must end as a cancelled one."""
+    call = asyncio.create_task(calling)
     for _ in range(turns):
         await asyncio.sleep(0)
     assert not call.done(), "so many turns of the loop are more than a call takes"
@@ -28,6 +28,14 @@ async def test_a_cancelled_call_is_cancelled_whenever_that_comes(door: RedisDoor
 
     with pytest.raises(asyncio.CancelledError):
         await call
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_cancelled_call_is_cancelled_whenever_that_comes(door: RedisDoor, turns: int):
+    await door.ping()
+
+    await cancel_after(turns, door.events("job_x"))
+
     await door.ping()
 
 
@@ -37,15 +45,9 @@ async def test_a_call_whose_script_redis_has_forgotten_is_cancelled_as_well(
 ):
     door = RedisDoor(make_settings(REDIS_URL=own_redis.url))
     await door.ping()
-    call = asyncio.create_task(door.call("stalled", 0))
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    assert not call.done(), "so many turns of the loop are more than a call takes"
 
-    call.cancel()
+    await cancel_after(turns, door.call("stalled", 0))
 
-    with pytest.raises(asyncio.CancelledError):
-        await call
     await door.close()
 
 
@@ -98,15 +100,28 @@ async def test_a_redis_that_is_away_is_named(make_settings: MakeSettings, own_re
 
 
 @asynccontextmanager
+async def a_network(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, **bounds: int
+) -> AsyncIterator[tuple[RedisDoor, Proxy]]:
+    """Yield a door that waits for half a second, and the network to its Redis."""
+    monkeypatch.setattr(door_module, "_ANSWER_S", 0.5)
+    direct = make_settings().redis_url
+    network = Proxy(urlsplit(direct).port or 0, lambda: Fate.PASS)
+    door = RedisDoor(make_settings(REDIS_URL=through(direct, await network.start())), **bounds)
+    try:
+        yield door, network
+    finally:
+        network.speak()
+        await door.close()
+        await network.stop()
+
+
+@asynccontextmanager
 async def a_silent_redis(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[RedisDoor, Proxy, "asyncio.Task[None]"]]:
     """Yield a door that has waited in vain, the network, and the one call that still asks."""
-    monkeypatch.setattr(door_module, "_ANSWER_S", 0.5)
-    direct = make_settings().redis_url
-    network = Proxy(urlsplit(direct).port or 0, lambda: Fate.PASS)
-    door = RedisDoor(make_settings(REDIS_URL=through(direct, await network.start())))
-    try:
+    async with a_network(make_settings, monkeypatch) as (door, network):
         await door.call("stalled", 0)  # connected, and the script known
         network.hush()
         with pytest.raises(StoreUnavailable, match="TimeoutError"):
@@ -114,10 +129,6 @@ async def a_silent_redis(
         probe = asyncio.create_task(door.ping())
         await asyncio.sleep(0)
         yield door, network, probe
-    finally:
-        network.speak()
-        await door.close()
-        await network.stop()
 
 
 async def test_while_redis_is_silent_one_call_asks_and_the_others_fail_at_once(
@@ -136,21 +147,15 @@ async def test_while_redis_is_silent_one_call_asks_and_the_others_fail_at_once(
 async def test_who_waits_for_a_connection_as_redis_falls_silent_is_refused_without_asking(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(door_module, "_ANSWER_S", 0.5)
-    direct = make_settings().redis_url
-    network = Proxy(urlsplit(direct).port or 0, lambda: Fate.PASS)
-    door = RedisDoor(
-        make_settings(REDIS_URL=through(direct, await network.start())), max_connections=2
-    )
-    await asyncio.gather(door.ping(), door.ping())
-    network.hush()
+    async with a_network(make_settings, monkeypatch, max_connections=2) as (door, network):
+        await asyncio.gather(door.ping(), door.ping())
+        network.hush()
 
-    said = await asyncio.gather(*(door.ping() for _ in range(20)), return_exceptions=True)
+        said = await asyncio.gather(*(door.ping() for _ in range(20)), return_exceptions=True)
 
-    network.speak()
-    await door.ping()
-    await door.close()
-    await network.stop()
+        network.speak()
+        await door.ping()
+
     assert all(isinstance(one, StoreUnavailable) for one in said)
     assert sum(one.was_asked for one in said if isinstance(one, StoreUnavailable)) == 2
 

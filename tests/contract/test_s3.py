@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import io
 import secrets
+import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -89,8 +91,19 @@ async def test_more_than_the_limit_is_not_read(store: ObjectStore) -> None:
         await store.get_bytes("a", 999)
 
 
+async def _reset(writer: asyncio.StreamWriter) -> None:
+    """Begin to answer, then have the connection reset, not closed."""
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nsome")
+    await writer.drain()
+    writer.transport.abort()
+
+
 @pytest.mark.parametrize(
-    "first", [body(DATA, code=503), body(DATA[:-1], length=len(DATA))], ids=["busy", "torn"]
+    "first",
+    [body(DATA, code=503), body(DATA[:-1], length=len(DATA)), _reset],
+    ids=["busy", "torn", "reset"],
 )
 async def test_what_did_not_come_whole_is_asked_for_again(first: Answer) -> None:
     answers = iter([first, body(DATA)])
@@ -108,6 +121,15 @@ async def test_what_did_not_come_whole_is_asked_for_again(first: Answer) -> None
 
     assert got == DATA
     assert web.requests == {"/bucket/a": 2}
+
+
+async def test_a_bucket_that_is_missing_is_no_lost_object(server: dict[str, str]) -> None:
+    store = ObjectStore(Settings(_env_file=None, **server, S3_BUCKET="never-made"))
+
+    with pytest.raises(StoreUnavailable, match="NoSuchBucket"):
+        await store.get_bytes("a", 10)
+
+    await store.close()
 
 
 async def test_what_is_not_there_has_expired(store: ObjectStore) -> None:

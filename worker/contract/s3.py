@@ -317,7 +317,7 @@ class ObjectStore:
         status, found = self._quick.get(key, max_bytes)
         if status == HTTPStatus.OK:
             return found
-        if status == HTTPStatus.NOT_FOUND:
+        if status == HTTPStatus.NOT_FOUND and b"NoSuchKey" in found:  # the bucket may be missing
             raise _gone()
         body, _ = self._open(key, max_bytes)
         with body:

@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import BotoCoreError, HTTPClientError
+from botocore.exceptions import BotoCoreError
 from botocore.httpsession import URLLib3Session
+from urllib3.exceptions import HTTPError
 
 from worker.contract.errors import MediaTooLarge
 
@@ -36,7 +37,11 @@ class QuickStore:
         )
 
     def get(self, key: str, max_bytes: int) -> tuple[int, bytes]:
-        """Return the HTTP status, and with 200 the object. Raises MediaTooLarge before reading."""
+        """Return the HTTP status and what came with it, 200 and the object where all is well.
+
+        Raises:
+            MediaTooLarge: the object is; nothing of it was read.
+        """
         try:
             answer = self._send(AWSRequest("GET", self._base + quote(key), stream_output=True))
             size = int(answer.headers.get("Content-Length", -1))
@@ -44,18 +49,18 @@ class QuickStore:
                 answer.raw.close()
                 raise too_large(size, max_bytes)
             data: bytes = answer.content  # all of it, or the connection could not be used again
-        except (BotoCoreError, HTTPClientError):
+        except (BotoCoreError, HTTPError):  # before the answer, and in the middle of it
             return NO_ANSWER, b""
-        if answer.status_code != HTTPStatus.OK:
-            return int(answer.status_code), b""
-        return (HTTPStatus.OK, data) if len(data) == size else (NO_ANSWER, b"")
+        if len(data) != size:
+            return NO_ANSWER, b""
+        return int(answer.status_code), data
 
     def put(self, key: str, data: bytes, content_type: str, *, if_absent: bool) -> int:
         """Return the HTTP status: 200, or 412 where `if_absent` found the key taken."""
         headers = {"Content-Type": content_type} | ({"If-None-Match": "*"} if if_absent else {})
         try:
             answer = self._send(AWSRequest("PUT", self._base + quote(key), headers, data))
-        except (BotoCoreError, HTTPClientError):
+        except (BotoCoreError, HTTPError):
             return NO_ANSWER
         return int(answer.status_code)
 

@@ -27,6 +27,7 @@ from worker.engine.picture_limits import picture_limits
 if TYPE_CHECKING:
     from worker.engine.lmdeploy.backend import Backend
     from worker.engine.lmdeploy.readers import Readers
+    from worker.engine.lmdeploy.reading import Read
 
 DEFAULT_SLOTS = 256
 FRAME_MAX_PIXELS = 200_704
@@ -114,16 +115,7 @@ class LmdeployEngine:
         opened = self._living()
         read = await opened.readers.read(prompt.turns, prompt.options)
         self._check_length(prompt, len(read.token_ids), opened)
-        answering = Answering(
-            prompt,
-            prompt_tokens=len(read.token_ids),
-            eos_ids=opened.eos_ids,
-            decode=opened.backend.decode,
-            spell=opened.backend.spell,
-            reasons=opened.backend.reasons,
-            is_thinking=read.is_thinking,
-            repeats=ours.repeats(prompt),
-        )
+        answering = _answering(prompt, read, opened)
         if answering.is_over:
             yield answering.last()
             return
@@ -135,17 +127,7 @@ class LmdeployEngine:
                 handle,
                 [*read.token_ids, *emitted],
                 read.multimodal,
-                ours.generation(
-                    prompt.options,
-                    opened.defaults,
-                    emitted=len(emitted),
-                    eos_ids=opened.eos_ids,
-                    response_format=response_format(
-                        prompt.options,
-                        reasons=opened.backend.reasons,
-                        is_thinking=read.is_thinking,
-                    ),
-                ),
+                _generation(prompt, read, opened, emitted=len(emitted)),
             )
             async with aclosing(outputs):
                 async for sampled in outputs:
@@ -248,6 +230,32 @@ class _Opened:
     defaults: ours.Defaults
     eos_ids: frozenset[int]
     is_closed: bool = False
+
+
+def _answering(prompt: Prompt, read: "Read", opened: _Opened) -> Answering:
+    return Answering(
+        prompt,
+        prompt_tokens=len(read.token_ids),
+        eos_ids=opened.eos_ids,
+        decode=opened.backend.decode,
+        spell=opened.backend.spell,
+        reasons=opened.backend.reasons,
+        is_thinking=read.is_thinking,
+        repeats=ours.repeats(prompt),
+    )
+
+
+def _generation(prompt: Prompt, read: "Read", opened: _Opened, *, emitted: int) -> dict[str, Any]:
+    form = response_format(
+        prompt.options, reasons=opened.backend.reasons, is_thinking=read.is_thinking
+    )
+    return ours.generation(
+        prompt.options,
+        opened.defaults,
+        emitted=emitted,
+        eos_ids=opened.eos_ids,
+        response_format=form,
+    )
 
 
 def _cores() -> int:
