@@ -391,8 +391,9 @@ async def readers(tiny_model: Path) -> AsyncIterator["Readers"]:
     from worker.engine.lmdeploy.readers import Readers  # noqa: PLC0415 - both need LMDeploy
     from worker.engine.lmdeploy.reading import ReaderSpec  # noqa: PLC0415
 
-    readers = Readers(ReaderSpec(str(tiny_model), "bfloat16", decode=decode), size=2)
+    readers = Readers(size=2)
     await readers.start()
+    await readers.open(ReaderSpec(str(tiny_model), "bfloat16", decode=decode))
     yield readers
     await readers.close()
 

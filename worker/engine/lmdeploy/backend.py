@@ -7,9 +7,11 @@ the same object, take its request handles and read token ids only, several at a 
 import asyncio
 import gc
 import os
-from collections.abc import AsyncGenerator, Sequence
+import sys
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,15 @@ from worker.contract.errors import (
 from worker.engine.alphabet import Alphabet
 from worker.engine.base import Counters
 from worker.engine.lmdeploy.answering import Sampled
+from worker.engine.lmdeploy.pulse import Pulse
 
 CACHE_SHARE = 0.8
 """Of the GPU memory that is free once the weights are loaded; LMDeploy's own default."""
+SWITCH_S = 0.0005
+"""How long TurboMind's thread waits for Python while the loop is busy, for each answer whose bell
+it rings: 5 ms, Python's own, would be a second with 256 answers."""
+
+REMEMBERED_TOKENS = 1 << 16
 
 _OVER = {ResponseType.FINISH, ResponseType.CANCEL}
 
@@ -60,9 +68,12 @@ class BackendSpec:
 
 
 class Backend:
-    """An opened engine of LMDeploy's. Belongs to the loop on which it was opened."""
+    """An opened engine of LMDeploy's. Belongs to the loop on which it was opened.
 
-    def __init__(self, spec: BackendSpec) -> None:
+    `inside` says how many answers are being read; see `Pulse`.
+    """
+
+    def __init__(self, spec: BackendSpec, inside: Callable[[], int]) -> None:
         get_logger("lmdeploy").setLevel("WARNING")
         name = spec.name
         if name == "auto":
@@ -84,8 +95,12 @@ class Backend:
         self._sessions = count(1)
         self._alphabet = Alphabet.of(self.asynchronous.tokenizer.model.model, self.eos_ids)
         self.capacity_tokens = self._capacity(free_bytes, spec)
-        if name == "pytorch":
-            _let_senders_through(self._engine)
+        self.decode = _decoder(self.asynchronous.tokenizer.model.model)
+        self._pulse = Pulse(inside)
+        if name == "turbomind":
+            sys.setswitchinterval(SWITCH_S)
+        else:
+            _pace_senders(self._engine, self._pulse)
             _name_pictures(self._engine)
         gc.collect()
         gc.freeze()  # what is loaded stays; no later collection need look at it
@@ -141,13 +156,14 @@ class Backend:
         """Return a token's bytes; none where the tokenizer cannot be read."""
         return self._alphabet.spell(token_id) if self._alphabet is not None else b""
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, without special tokens."""
-        return str(self.asynchronous.tokenizer.model.model.decode(ids, skip_special_tokens=True))
+    def _ring(self, semaphore: Any) -> None:
+        self._pulse.ring(semaphore.release)
 
     async def seat(self) -> Any:
         """Wait for one of `slots` handles; `leave` gives it to the next."""
-        return await self._handles.get()
+        handle = await self._handles.get()
+        handle.async_signal_cb = self._ring  # TurboMind's, called on a thread of its own
+        return handle
 
     def leave(self, handle: Any) -> None:
         """Give a handle to the next."""
@@ -181,6 +197,7 @@ class Backend:
                     raise _error(output.status)
                 if output.status is ResponseType.CANCEL:
                     break
+                self._pulse.looked(len(output.token_ids))
                 is_last = output.status is ResponseType.FINISH
                 yield Sampled(output.token_ids, output.logprobs or (), is_last=is_last)
                 if output.status is ResponseType.FINISH:
@@ -247,17 +264,44 @@ def _token_bytes(config: Any, tp: int) -> int:
     return 2 * 2 * int(text.num_hidden_layers) * max(kv_heads // tp, 1) * size
 
 
-def _let_senders_through(engine: Any) -> None:
-    """Lift the PyTorch engine's limit of one answer read per millisecond.
+def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """Return what turns token ids into text without special tokens.
 
-    It lets one reader go on per `sleep(0.0001)`, which an event loop rounds up to a millisecond:
-    with 256 answers each hears from its engine four times a second. Our readers pace themselves.
+    A fast tokenizer is asked without the layers of transformers, which take longer than it does.
+    Single tokens are remembered: a growing answer is decoded with the token before its new ones.
+    """
+    fast = getattr(tokenizer, "backend_tokenizer", None) or tokenizer
+
+    @lru_cache(REMEMBERED_TOKENS)
+    def one(token_id: int) -> str:
+        return str(fast.decode([token_id], skip_special_tokens=True))
+
+    def decode(ids: Sequence[int]) -> str:
+        if len(ids) == 1:
+            return one(ids[0])
+        return str(fast.decode(ids, skip_special_tokens=True))
+
+    return decode
+
+
+def _pace_senders(engine: Any, pulse: Pulse) -> None:
+    """Have the PyTorch engine's readers paced by our pulse instead of its own limiter.
+
+    That lets one reader go on per `sleep(0.0001)`, which an event loop rounds up to a millisecond:
+    with 256 answers each hears from its engine four times a second.
     """
 
     async def at_once() -> None:
         return
 
+    def respond(response: Any) -> None:
+        if response.type is ResponseType.SUCCESS and response.data is not None:  # tokens
+            pulse.ring(response.event.set)
+        else:
+            response.event.set()
+
     engine.req_manager.prepare_send = at_once
+    engine.req_manager.response = respond
 
 
 def _name_pictures(engine: Any) -> None:

@@ -1,6 +1,6 @@
 """The engine: what a prompt goes through, from turns to deltas.
 
-    read (in another process) → check the length → wait for a seat → stream, paced → leave the seat
+    read (in another process) → check the length → wait for a seat → stream → leave the seat
 
 Reading comes before the seat, so that a freed seat's next prompt is ready when its turn comes.
 """
@@ -27,18 +27,13 @@ from worker.engine.picture_limits import picture_limits
 if TYPE_CHECKING:
     from worker.engine.lmdeploy.backend import Backend
     from worker.engine.lmdeploy.readers import Readers
-    from worker.engine.lmdeploy.reading import Read
+    from worker.engine.lmdeploy.reading import Read, ReaderSpec
 
 DEFAULT_SLOTS = 256
 FRAME_MAX_PIXELS = 200_704
 """448 × 448, the guide's tile; a video's frames are many, so each is small."""
 READ_AHEAD = 8
 """Prompts per reading process that may be inside beyond the seats: read while they wait."""
-PACE_S = 0.025
-"""How long an answer's reader rests between two looks while many are inside. Every look costs the
-engine's loop the same, whether one token came or five."""
-UNPACED = 8
-"""Up to so many answers inside, every token leaves at once."""
 _CLOSED = "the LMDeploy engine is closed"
 MAX_READERS = 6
 """Reading processes at most where none are asked for; a picture takes one of them 5 to 13 ms."""
@@ -67,7 +62,7 @@ class LmdeployEngine:
     ) -> None:
         self._folder = folder
         self._name = name or folder
-        self._backend = backend
+        self._backend_name = backend
         self._tp = tp
         self._slots = slots or DEFAULT_SLOTS
         self._context_tokens = context_tokens
@@ -81,25 +76,18 @@ class LmdeployEngine:
 
     async def start(self) -> ModelCard:
         """Load the model. Raises EngineFailed with a sentence that says what is missing."""
-        from worker.engine.lmdeploy.backend import Backend, BackendSpec  # noqa: PLC0415 - see below
+        from worker.engine.lmdeploy.readers import Readers  # noqa: PLC0415 - imports torch
 
         await self.close()
         folder = _fetched(hub_id(self._folder))
-        spec = BackendSpec(
-            folder=folder,
-            name=self._backend,
-            tp=self._tp,
-            slots=self._slots,
-            context_tokens=self._context_tokens,
-            has_prefix_cache=self._has_prefix_cache,
-            trust_remote_code=self._trust_remote_code,
-        )
+        readers = Readers(self._reader_count)
+        await readers.start()  # first: they import while the model is loaded
         try:
-            backend = Backend(spec)  # blocks this loop, on which nothing else runs yet
-        except (RuntimeError, ValueError, AssertionError, ImportError, OSError, KeyError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise EngineFailed(f"LMDeploy cannot load {self._folder}: {reason[0]}") from error
-        readers = await self._readers(folder, backend)
+            backend = self._backend(folder)
+            await readers.open(self._reader_spec(folder, backend))
+        except BaseException:
+            await readers.close()
+            raise
         defaults = ours.Defaults.in_folder(Path(folder))
         self._opened = _Opened(backend, readers, defaults, backend.eos_ids)
         return self._card(self._opened)
@@ -135,7 +123,8 @@ class LmdeployEngine:
                     yield delta
                     if delta.finish_reason:
                         return
-                    await self._rest(opened)
+                    if opened.is_closed:
+                        raise EngineDied(_CLOSED)
         finally:
             self._inside -= 1
             self._left.set()
@@ -165,15 +154,26 @@ class LmdeployEngine:
             raise EngineDied(_CLOSED)
         return handle
 
-    async def _rest(self, opened: "_Opened") -> None:
-        """Let others have the loop for a moment, and see whether the engine was closed."""
-        if self._inside > UNPACED:
-            await asyncio.sleep(PACE_S)
-        if opened.is_closed:
-            raise EngineDied(_CLOSED)
+    def _backend(self, folder: str) -> "Backend":
+        """Open LMDeploy's engine. It blocks this loop, on which nothing else runs yet."""
+        from worker.engine.lmdeploy.backend import Backend, BackendSpec  # noqa: PLC0415 - LMDeploy
 
-    async def _readers(self, folder: str, backend: "Backend") -> "Readers":
-        from worker.engine.lmdeploy.readers import Readers  # noqa: PLC0415 - with it
+        spec = BackendSpec(
+            folder=folder,
+            name=self._backend_name,
+            tp=self._tp,
+            slots=self._slots,
+            context_tokens=self._context_tokens,
+            has_prefix_cache=self._has_prefix_cache,
+            trust_remote_code=self._trust_remote_code,
+        )
+        try:
+            return Backend(spec, lambda: self._inside)
+        except (RuntimeError, ValueError, AssertionError, ImportError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise EngineFailed(f"LMDeploy cannot load {self._folder}: {reason[0]}") from error
+
+    def _reader_spec(self, folder: str, backend: "Backend") -> "ReaderSpec":
         from worker.engine.lmdeploy.reading import ReaderSpec  # noqa: PLC0415 - imports LMDeploy
 
         if not backend.sees_by_itself:
@@ -181,10 +181,7 @@ class LmdeployEngine:
                 f"TurboMind does not see pictures by itself with {self._folder}; "
                 "use --backend pytorch"
             )
-        spec = ReaderSpec(folder, backend.feature_dtype, self._trust_remote_code, self._decode)
-        readers = Readers(spec, self._reader_count)
-        await readers.start()
-        return readers
+        return ReaderSpec(folder, backend.feature_dtype, self._trust_remote_code, self._decode)
 
     def _check_length(self, prompt: Prompt, prompt_tokens: int, opened: "_Opened") -> None:
         limit, asked = opened.backend.context_tokens, prompt.options.max_tokens

@@ -35,22 +35,29 @@ _log = logging.getLogger(__name__)
 class Readers:
     """`size` processes that read prompts for one engine. One event loop owns it."""
 
-    def __init__(self, spec: "ReaderSpec", size: int, log_level: str = "INFO") -> None:
-        self._spec = spec
+    def __init__(self, size: int, log_level: str = "INFO") -> None:
         self._size = size
         self._log_level = log_level
+        self._spec: ReaderSpec | None = None
+        self._started: list[_Child] = []
         self._children: list[_Child] = []  # those that have opened the model
         self._alive: set[_Child] = set()
         self._watching: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     async def start(self) -> None:
-        """Start the processes; return once all have opened the model's preprocessing.
+        """Start the processes. They import LMDeploy, which takes seconds, while others go on."""
+        self._started = [await self._spawn() for _ in range(self._size)]
+
+    async def open(self, spec: "ReaderSpec") -> None:
+        """Return once all have opened the model's preprocessing.
 
         Raises:
             EngineFailed: one could not; the sentence says why.
         """
-        await asyncio.gather(*(self._add() for _ in range(self._size)))
+        self._spec = spec
+        started, self._started = self._started, []
+        await asyncio.gather(*(self._open(child) for child in started))
 
     async def read(self, turns: Sequence[Turn], options: EngineOptions) -> "Read":
         """Return a prompt as the engine takes it.
@@ -83,7 +90,7 @@ class Readers:
         """The living processes' ids."""
         return [child.pid for child in self._children]
 
-    async def _add(self) -> None:
+    async def _spawn(self) -> "_Child":
         child = await _Child.spawn(self._log_level)
         self._alive.add(child)
         if self._is_closed:
@@ -91,6 +98,9 @@ class Readers:
         watching = asyncio.create_task(self._watch(child))
         self._watching.add(watching)
         watching.add_done_callback(self._watching.discard)
+        return child
+
+    async def _open(self, child: "_Child") -> None:
         error = await child.open(self._spec)
         if error is not None:
             child.kill()
@@ -108,7 +118,7 @@ class Readers:
             return
         event(_log, "reader.ended", level=logging.WARNING, pid=child.pid, status=status)
         try:
-            await self._add()
+            await self._open(await self._spawn())
         except JobError as error:
             event(_log, "reader.lost", level=logging.ERROR, reason=error.message)
 
@@ -150,7 +160,7 @@ class _Child:
         asyncio.get_running_loop().add_reader(hearing, child._hear)
         return child
 
-    async def open(self, spec: "ReaderSpec") -> JobError | None:
+    async def open(self, spec: "ReaderSpec | None") -> JobError | None:
         """Send what to open; return None once that is done, else why it cannot be."""
         opened = self._expect(READY)
         self._outbox.post(spec)
