@@ -23,11 +23,16 @@ class Words:
     tool_calls: tuple[ToolCall, ...] = ()
 
     def __add__(self, other: "Words") -> "Words":
+        if self is NO_WORDS:
+            return other
         return Words(
             self.text + other.text,
             self.reasoning + other.reasoning,
             self.tool_calls + other.tool_calls,
         )
+
+
+NO_WORDS = Words()
 
 
 class Channels:
@@ -58,11 +63,20 @@ class Channels:
         self._skip_text = len(prompt.emitted_text)
         self._skip_reasoning = len(prompt.emitted_reasoning)
         self._skip_calls = prompt.emitted_calls
+        self._is_plain = (  # and stays so
+            not prompt.options.stop
+            and self._tools is None
+            and self._place == "text"
+            and not self._trims
+            and not prompt.emitted_text
+        )
 
     def push(self, piece: str) -> Words:
         """Take the next piece; return what may be streamed now, possibly nothing."""
+        if self._is_plain:  # nearly every answer
+            return Words(piece)
         if self.is_stopped:
-            return Words()
+            return NO_WORDS
         raw = self._raw.push(piece)
         words = self._sorted(raw, is_last=self._raw.is_stopped)
         self.is_stopped = self.is_stopped or self._raw.is_stopped
@@ -74,13 +88,13 @@ class Channels:
 
     def finish(self) -> Words:
         """Return what was held back, once it is sure that no more text comes."""
-        return Words() if self.is_stopped else self._sorted(self._raw.finish(), is_last=True)
+        return NO_WORDS if self.is_stopped else self._sorted(self._raw.finish(), is_last=True)
 
     def _sorted(self, raw: str, *, is_last: bool) -> Words:
         if self._place == "text" and self._tools is None and not self._trims:
-            return self._unsent(Words(raw))  # nearly every answer
+            return self._unsent(Words(raw))
         self._held += raw
-        words = Words()
+        words = NO_WORDS
         before = None
         while before != (self._place, self._held) and not self.is_stopped:
             before = (self._place, self._held)
@@ -104,7 +118,7 @@ class Channels:
             self._place, self._held, self._trims = "reasoning", said[len(THINK) :], True
         elif is_last or not THINK.startswith(said):
             self._place = "text"
-        return Words()
+        return NO_WORDS
 
     def _in_reasoning(self, is_last: bool) -> Words:
         said, is_over = self._until(THINK_END, is_last)
@@ -125,7 +139,7 @@ class Channels:
     def _in_call(self, is_last: bool) -> Words:
         body, mark, rest = self._held.partition(CALL_END)
         if not mark and not is_last:
-            return Words()
+            return NO_WORDS
         self._place, self._held = "text", rest
         assert self._tools is not None  # noqa: S101 - else nothing is a call
         call = _read_call(body)

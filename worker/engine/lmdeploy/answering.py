@@ -6,7 +6,7 @@ from itertools import islice
 
 from worker.contract.errors import EngineFailed
 from worker.engine.base import Delta, Prompt, TokenLogprob
-from worker.engine.channels import Channels, Words
+from worker.engine.channels import NO_WORDS, Channels, Words
 from worker.engine.detokenizer import Detokenizer
 
 
@@ -68,14 +68,14 @@ class Answering:
         self._left -= taken
         self._unsent += words
         kept = tuple(ids[:taken])
-        likely = self._likely(kept, sampled.logprobs[len(sampled.ids) - len(fresh) :])
+        likely = self._likely(kept, sampled.logprobs, after=len(sampled.ids) - len(fresh))
         if self._channels.is_stopped:
             return self.last(kept, likely=likely)
         if has_ended:
             return self.last(kept, "stop", likely=likely)
         if sampled.is_last or self._left <= 0:
             return self.last(kept, likely=likely)
-        words, self._unsent = self._unsent, Words()
+        words, self._unsent = self._unsent, NO_WORDS
         return self._delta(words, kept, None, likely)
 
     def last(
@@ -108,13 +108,12 @@ class Answering:
         )
 
     def _likely(
-        self, ids: Sequence[int], logprobs: Sequence[Mapping[int, float]]
+        self, ids: Sequence[int], logprobs: Sequence[Mapping[int, float]], *, after: int
     ) -> tuple[TokenLogprob, ...]:
         if self._top is None:
             return ()
-        return tuple(
-            self._told(token_id, known) for token_id, known in zip(ids, logprobs, strict=False)
-        )
+        pairs = zip(ids, logprobs[after:], strict=False)
+        return tuple(self._told(token_id, known) for token_id, known in pairs)
 
     def _told(self, token_id: int, known: Mapping[int, float]) -> TokenLogprob:
         """Say how likely a token was; an engine tells one more than was asked for, the chosen."""
@@ -128,6 +127,8 @@ class Answering:
         Raises:
             EngineFailed: it does not, so nothing that may follow would fit.
         """
+        if not self._repeated:
+            return sampled
         again = len(self._repeated[: len(sampled)])
         if list(sampled[:again]) != self._repeated[:again]:
             raise EngineFailed(
@@ -140,6 +141,8 @@ class Answering:
     def _before_end(self, sampled: Sequence[int]) -> tuple[Sequence[int], bool]:
         """Return the tokens before the one that ends the text, and whether there is one."""
         sampled = sampled[: max(self._left, 0)]
+        if not self._eos_ids:
+            return sampled, False
         end = next((at for at, token in enumerate(sampled) if token in self._eos_ids), None)
         return (sampled, False) if end is None else (sampled[:end], True)
 
@@ -149,7 +152,7 @@ class Answering:
         With stop texts or tools one token at a time: those after the one that ends the answer are
         no part of it. Without, all at once, which costs as much as one.
         """
-        words = Words()
+        words = NO_WORDS
         if not self._may_stop:
             return len(ids), self._pushed(*ids) if ids else words
         for number, token_id in enumerate(ids, start=1):

@@ -39,6 +39,7 @@ from worker.engine.alphabet import Alphabet
 from worker.engine.base import Counters
 from worker.engine.lmdeploy.answering import Sampled
 from worker.engine.lmdeploy.pulse import Pulse
+from worker.engine.lmdeploy.pytorch_engine import PacedRequests, name_pictures
 
 CACHE_SHARE = 0.8
 """Of the GPU memory that is free once the weights are loaded; LMDeploy's own default."""
@@ -97,11 +98,12 @@ class Backend:
         self.capacity_tokens = self._capacity(free_bytes, spec)
         self.decode = _decoder(self.asynchronous.tokenizer.model.model)
         self._pulse = Pulse(inside)
+        self._paced: PacedRequests | None = None
         if name == "turbomind":
             sys.setswitchinterval(SWITCH_S)
         else:
-            _pace_senders(self._engine, self._pulse)
-            _name_pictures(self._engine)
+            self._paced = PacedRequests(self._engine.req_manager, self._pulse)
+            name_pictures(self._engine)
         gc.collect()
         gc.freeze()  # what is loaded stays; no later collection need look at it
 
@@ -162,7 +164,10 @@ class Backend:
     async def seat(self) -> Any:
         """Wait for one of `slots` handles; `leave` gives it to the next."""
         handle = await self._handles.get()
-        handle.async_signal_cb = self._ring  # TurboMind's, called on a thread of its own
+        if self._paced is not None:
+            self._paced.pace(handle.req_sender)
+        else:
+            handle.async_signal_cb = self._ring  # called on a thread of TurboMind's
         return handle
 
     def leave(self, handle: Any) -> None:
@@ -282,58 +287,6 @@ def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
         return str(fast.decode(ids, skip_special_tokens=True))
 
     return decode
-
-
-def _pace_senders(engine: Any, pulse: Pulse) -> None:
-    """Have the PyTorch engine's readers paced by our pulse instead of its own limiter.
-
-    That lets one reader go on per `sleep(0.0001)`, which an event loop rounds up to a millisecond:
-    with 256 answers each hears from its engine four times a second.
-    """
-
-    async def at_once() -> None:
-        return
-
-    def respond(response: Any) -> None:
-        if response.type is ResponseType.SUCCESS and response.data is not None:  # tokens
-            pulse.ring(response.event.set)
-        else:
-            response.event.set()
-
-    engine.req_manager.prepare_send = at_once
-    engine.req_manager.response = respond
-
-
-def _name_pictures(engine: Any) -> None:
-    """Give the PyTorch engine's prefix cache our fingerprints.
-
-    Without them it hashes every patch of a picture on its loop: 10 ms for 448 × 448.
-    """
-    if engine.input_processor is not None:
-        engine.input_processor = _NamedInputs(engine.input_processor)
-
-
-class _NamedInputs:
-    """The model's own input processor, whose results know their pictures' fingerprints."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    def preprocess_input(self, input_ids: Any, input_multimodals: Any = None, **more: Any) -> Any:
-        """Do as the model's own, then name what came out by where it begins."""
-        result = self._inner.preprocess_input(input_ids, input_multimodals, **more)
-        names = {_start(item): item.get("fingerprint") for item in input_multimodals or ()}
-        for items in (result.input_multimodals or {}).values():
-            for item in items:
-                name = names.get(item.start)
-                if name is not None and hasattr(item, "content_hash"):
-                    item.content_hash = name.hex()
-        return result
-
-
-def _start(item: dict[str, Any]) -> int:
-    offset = item["offset"]
-    return int(offset[0] if isinstance(offset, (tuple, list)) else offset)
 
 
 def _error(status: ResponseType) -> JobError:
