@@ -1,6 +1,6 @@
 """What Pillow's door makes of pictures, good and bad."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 from tests.support import media_files as files
 from worker.contract.errors import MediaTooLarge, MediaUnreadable, MediaUnsupported
 from worker.contract.job import MediaProfile
-from worker.media.image import decode, encode_frame, fitted_size, prepare
+from worker.media.image import decode, encode_frame, fitted_size, prepare, size_if_fit
 
 LIMIT = 64_000_000
 PROFILE = MediaProfile(max_pixels=28 * 28 * 16, multiple=28)
@@ -126,6 +126,42 @@ def test_a_picture_that_is_cut_off_is_unreadable(form: str, size: tuple[int, int
 
     with pytest.raises(MediaUnreadable):
         prepare(data[: len(data) * 2 // 3], PROFILE, LIMIT)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_that_fits_is_told_by_its_size(form: str) -> None:
+    assert size_if_fit(files.picture(64, 48, form), PROFILE, LIMIT) == (64, 48)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [files.picture(400, 300, "JPEG"), files.picture(64, 48, "GIF"), files.turned_jpeg(6, 64, 48)],
+    ids=["large", "gif", "turned"],
+)
+def test_a_picture_that_must_be_changed_has_no_size_yet(data: bytes) -> None:
+    assert size_if_fit(data, PROFILE, LIMIT) is None
+
+
+@given(
+    st.booleans(), st.integers(0, 10**6), st.integers(0, 300), st.binary(max_size=3), st.booleans()
+)
+def test_a_jpeg_counts_as_whole_where_decoding_it_succeeds(
+    progressive: bool, at: int, lost: int, instead: bytes, ends: bool
+) -> None:
+    whole = files.picture(333, 222, "JPEG", progressive=progressive)
+    header = whole.index(b"\xff\xda")
+    at = header + at % (len(whole) - header)
+    data = whole[:at] if ends else whole[:at] + instead + whole[at + lost :]
+
+    assert is_refused(lambda: size_if_fit(data, ROOMY, LIMIT)) == is_refused(lambda: decode(data))
+
+
+def is_refused(read: Callable[[], object]) -> bool:
+    try:
+        read()
+    except MediaUnreadable:
+        return True
+    return False
 
 
 def test_a_picture_cut_off_is_unreadable_even_where_pillow_was_told_otherwise() -> None:
