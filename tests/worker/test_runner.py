@@ -315,7 +315,10 @@ async def test_many_jobs_are_answered_at_once(house: House):
 
 @dataclass
 class MediaHouse:
-    """One media worker's parts; `outcomes` are what preparing gives, one per attempt."""
+    """One media worker's parts.
+
+    `outcomes` are what preparing gives, one per attempt; for an event it waits before it gives it.
+    """
 
     house: House
     outcomes: list[Any]
@@ -330,9 +333,12 @@ def media(house: House) -> MediaHouse:
 
     async def prepare(hold: Hold, progress: Any) -> tuple[PreparedMedia, ...]:
         await progress(Stage.PREPARING, 1)
-        if isinstance(outcome := outcomes.pop(0), BaseException):
-            raise outcome
-        return (outcome,) * len(hold.request.media)
+        match outcomes.pop(0):
+            case BaseException() as outcome:
+                raise outcome
+            case asyncio.Event() as gate:
+                await gate.wait()
+        return (PICTURE,) * len(hold.request.media)
 
     def begin(hold: Hold) -> PrepareAttempt:
         def send(job_id: str, queue: str) -> None:
@@ -357,6 +363,19 @@ async def test_prepared_media_hand_the_job_on(media: MediaHouse):
     assert verdict is Verdict.HANDED_ON
     assert media.sent == [(job_id, "chat.echo.normal")]
     assert (job["status"], job["stage"], len(job["media"])) == ("queued", "waiting_engine", 2)
+
+
+async def test_the_progress_of_long_work_can_be_seen(media: MediaHouse):
+    media.outcomes.append(gate := asyncio.Event())
+    job_id = await submit(media.house.store, pictures=2)
+
+    run = asyncio.create_task(media.runner.run(job_id))
+    job = await media.house.until(job_id, lambda job: job["stage"] == "preparing")
+    gate.set()
+
+    assert job["progress"]["media_done"] == 1
+    assert await run is Verdict.HANDED_ON
+    assert (await media.house.job(job_id))["progress"]["media_done"] == 2
 
 
 async def test_bad_media_end_the_job_and_name_the_part(media: MediaHouse):
