@@ -16,11 +16,25 @@ from tests.support import web as answers
 from tests.support.decoders import living_decoders, started_decoders, until
 from tests.support.memo import RedisMemo
 from tests.support.web import Web
-from worker.contract.errors import InvalidRequest, JobError, MediaExpired, MediaForbidden
-from worker.contract.job import MediaProfile, MediaRef, PreparedMedia, Stage, VideoPolicy
+from worker.contract.errors import (
+    InvalidRequest,
+    JobError,
+    MediaExpired,
+    MediaForbidden,
+    MediaTooLarge,
+)
+from worker.contract.job import (
+    MediaProfile,
+    MediaRef,
+    PreparedFrame,
+    PreparedMedia,
+    Stage,
+    VideoPolicy,
+)
 from worker.contract.s3 import ObjectStore, media_key, upload_key
-from worker.media import image
-from worker.media.stage import FOLDER_PREFIX, prepare_all
+from worker.media import image, sources
+from worker.media.scratch import FOLDER_PREFIX
+from worker.media.stage import prepare_all
 from worker.media.workshop import Shared
 
 SMALL = MediaProfile(max_pixels=28 * 28 * 16, frame_max_pixels=28 * 28 * 4, multiple=28)
@@ -63,6 +77,13 @@ def image_at(url: str, number: int = 0) -> MediaRef:
 
 def video_at(url: str, number: int = 0) -> MediaRef:
     return MediaRef("video", f"messages[0].content[{number}]", url=url)
+
+
+async def kept(objects: ObjectStore, data: bytes) -> MediaRef:
+    """Return a picture that came in a job's body."""
+    key = media_key(hashlib.sha256(data).hexdigest())
+    await objects.put_bytes(key, data, "application/octet-stream")
+    return MediaRef("image", "images[0]", object_key=key)
 
 
 async def frame(objects: ObjectStore, media: PreparedMedia, number: int = 0) -> image.Pixels:
@@ -183,13 +204,86 @@ async def test_an_upload_is_kept_by_its_content_whatever_it_claimed_to_be(
 async def test_bytes_already_kept_by_content_are_prepared_from_there(
     prepare: Prepare, objects: ObjectStore
 ) -> None:
-    data = files.picture(400, 300, "JPEG")
-    key = media_key(hashlib.sha256(data).hexdigest())
-    await objects.put_bytes(key, data, "image/jpeg")
+    ref = await kept(objects, files.picture(400, 300, "JPEG"))
 
-    (media,) = await prepare(MediaRef("image", "images[0]", object_key=key))
+    (media,) = await prepare(ref)
 
     assert media.frames[0].width == 112
+
+
+async def test_a_small_picture_that_fits_costs_no_file_no_lock_and_no_note(
+    prepare: Prepare,
+    objects: ObjectStore,
+    memo: RedisMemo,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ref = await kept(objects, files.picture(64, 48))
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+
+    (media,) = await prepare(ref)
+
+    assert media.frames == (PreparedFrame(media_key(media.sha256), 64, 48),)
+    assert await prepared_objects(objects) == []
+    assert await memo.keys() == []
+
+
+@pytest.mark.parametrize("size", [(64, 48), (400, 300)], ids=["fits", "shrunk"])
+@pytest.mark.parametrize("small_bytes", [10, 10**6], ids=["in a file", "in memory"])
+async def test_a_picture_comes_out_the_same_in_memory_and_in_a_file(
+    prepare: Prepare,
+    objects: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    small_bytes: int,
+) -> None:
+    monkeypatch.setattr(sources, "SMALL_BYTES", small_bytes)
+    ref = await kept(objects, files.picture(*size, "JPEG"))
+
+    (first,) = await prepare(ref)
+    (again,) = await prepare(ref)
+
+    expected = (64, 48) if size == (64, 48) else (112, 84)
+    assert first == again
+    assert (first.frames[0].width, first.frames[0].height) == expected
+    assert (await frame(objects, first)).shape == (*expected[::-1], 3)
+
+
+@pytest.mark.parametrize("small_bytes", [10, 10**6], ids=["in a file", "in memory"])
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (files.picture(64, 48)[:-60], "media_unreadable"),
+        (files.picture(400, 300, "JPEG")[:-900], "media_unreadable"),
+        (b"", "media_unreadable"),
+        (b"<html>no picture</html>", "media_unsupported"),
+        (files.bomb_png(), "media_too_large"),
+    ],
+    ids=["cut off", "cut off, to be shrunk", "empty", "no picture", "bomb"],
+)
+async def test_a_bad_picture_is_found_in_memory_and_in_a_file(  # noqa: PLR0917 - two tables
+    prepare: Prepare,
+    objects: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    data: bytes,
+    code: str,
+    small_bytes: int,
+) -> None:
+    monkeypatch.setattr(sources, "SMALL_BYTES", small_bytes)
+    ref = await kept(objects, data)
+
+    with pytest.raises(JobError) as caught:
+        await prepare(ref)
+
+    assert (caught.value.code, caught.value.param) == (code, "images[0]")
+
+
+async def test_a_small_picture_over_the_limit_is_refused(
+    prepare: Prepare, objects: ObjectStore
+) -> None:
+    ref = await kept(objects, files.picture(64, 48))
+
+    with pytest.raises(MediaTooLarge):
+        await prepare(ref, FOREBAY_IMAGE_MAX_BYTES=20)
 
 
 async def test_an_upload_that_is_gone_is_named(prepare: Prepare) -> None:

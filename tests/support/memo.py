@@ -21,6 +21,10 @@ class RedisMemo:
     async def put(self, key: str, value: str, ttl_s: float) -> None:
         await self._redis.set(self._prefix + key, value, px=int(ttl_s * 1000))
 
+    async def keys(self) -> list[str]:
+        """Return what is remembered or locked now."""
+        return [key.decode() async for key in self._redis.scan_iter(f"{self._prefix}*")]
+
     async def acquire(self, key: str, token: str, ttl_s: float) -> bool:
         taken = await self._redis.set(self._prefix + key, token, nx=True, px=int(ttl_s * 1000))
         return bool(taken)

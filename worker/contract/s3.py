@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
-from worker.contract.errors import JobError, MediaExpired, StoreUnavailable
+from worker.contract.errors import JobError, MediaExpired, MediaTooLarge, StoreUnavailable
 from worker.contract.log import event
 from worker.contract.s3_quick import QuickStore, too_large
 from worker.contract.settings import MIB, Settings
@@ -132,6 +132,16 @@ class ObjectStore:
     async def get_bytes(self, key: str, max_bytes: int) -> bytes:
         """Return a whole object. Raises MediaTooLarge above `max_bytes`, before reading."""
         return await self._call(self._read, key, max_bytes)
+
+    async def read_small(
+        self, key: str, max_bytes: int, read: Callable[[bytes], T]
+    ) -> tuple[bytes, T] | None:
+        """Return an object and what `read` makes of it, None where it has more than `max_bytes`.
+
+        `read` runs on the thread that fetched the object: what takes a few milliseconds would
+        spend much of them on the way to another. Its errors come through as they are.
+        """
+        return await self._call(self._read_small, key, max_bytes, read)
 
     async def get_to_file(self, key: str, out: BinaryIO, max_bytes: int) -> int:
         """Write a whole object into an open file; return its size. Raises MediaTooLarge.
@@ -323,6 +333,15 @@ class ObjectStore:
         with body:
             data: bytes = body.read()
             return data
+
+    def _read_small(
+        self, key: str, max_bytes: int, read: Callable[[bytes], T]
+    ) -> tuple[bytes, T] | None:
+        try:
+            data = self._read(key, max_bytes)
+        except MediaTooLarge:
+            return None
+        return data, read(data)
 
     def _read_into(self, key: str, out: BinaryIO, max_bytes: int) -> int:
         body, size = self._open(key, max_bytes)

@@ -3,30 +3,46 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from worker import outbound
 from worker.contract.errors import MediaExpired, MediaForbidden
 from worker.contract.guard import Guard
 from worker.contract.job import MediaRef, MediaType
 from worker.contract.s3 import TENANT, ObjectStore, media_key
-from worker.contract.settings import Settings
+from worker.contract.settings import MIB, Settings
 from worker.media import sniff
 from worker.media.once import Memo, Once
+from worker.media.scratch import Scratch
 from worker.outbound import FetchLimits
 
 KNOWN_S = 600  # a URL or upload is taken to be the same bytes for so long
 FAILED_S = 5  # only so that those who waited for a dead URL need not each wait again
+SMALL_BYTES = MIB  # of a picture that is read into memory: each job may hold four
 UPLOADS, MEDIA = (f"uploads/{TENANT}/", f"files/{TENANT}/"), f"media/{TENANT}/"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """Bytes that are in the object store under their hash (hex), and perhaps in a file here."""
+    """Bytes that are in the object store under their hash (hex), and perhaps in a file here.
+
+    Small ones may be in memory instead of the file.
+    """
 
     sha256: str
     path: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    def read(self) -> bytes:
+        """Return the bytes, which must be here. Blocks where they are in a file."""
+        if self.data is not None:
+            return self.data
+        assert self.path is not None  # noqa: S101 - the caller has seen to it
+        return self.path.read_bytes()
 
 
 class Sources:
@@ -39,8 +55,8 @@ class Sources:
         self._limits = limits
         self._guard = Guard.from_entries(limits.allow_hosts)
 
-    async def obtain(self, ref: MediaRef, folder: Path) -> Original:
-        """Return the original behind a reference; `folder` takes its file where it had to be read.
+    async def obtain(self, ref: MediaRef, scratch: Scratch) -> Original:
+        """Return the original behind a reference; `scratch` takes its file where it had to be read.
 
         Raises:
             MediaFetchFailed, MediaForbidden, MediaTooLarge: from fetching, see `outbound.fetch`.
@@ -49,19 +65,33 @@ class Sources:
         """
         if ref.url is not None:
             name = f"url:{ref.type}:{hashlib.sha256(ref.url.encode()).hexdigest()}"
-            return await self._known(name, lambda: self._fetch(ref, folder))
+            return await self._known(name, lambda: self._fetch(ref, scratch.folder))
         key = ref.object_key or ""
         if key.startswith(MEDIA):  # the key is the hash, and only we write there
             return Original(key.rpartition("/")[2])
         if key.startswith(UPLOADS):
-            return await self._known(f"{ref.type}:{key}", lambda: self._take_upload(ref, folder))
+            return await self._known(
+                f"{ref.type}:{key}", lambda: self._take_upload(ref, scratch.folder)
+            )
         raise MediaForbidden("the reference names no upload")
 
-    async def file_of(self, original: Original, kind: MediaType, folder: Path) -> Path:
+    async def read_small(
+        self, original: Original, read: Callable[[bytes], T]
+    ) -> tuple[bytes, T] | None:
+        """Return a small picture's bytes and what `read` makes of them, None for a large one.
+
+        `read` runs on a thread; its errors come through.
+        """
+        max_bytes = min(SMALL_BYTES, self.limits_of("image").max_bytes)
+        if original.path is None:
+            return await self._objects.read_small(media_key(original.sha256), max_bytes, read)
+        return await asyncio.to_thread(_read_small, original.path, max_bytes, read)
+
+    async def file_of(self, original: Original, kind: MediaType, scratch: Scratch) -> Path:
         """Return a file with the original's bytes, read from the object store if need be."""
         if original.path is not None:
             return original.path
-        path = folder / "original"
+        path = scratch.folder / "original"
         with path.open("wb") as out:
             await self._objects.get_to_file(
                 media_key(original.sha256), out, self.limits_of(kind).max_bytes
@@ -125,6 +155,13 @@ def read_head(path: Path) -> bytes:
     """Return as much of a file's beginning as the sniffer looks at."""
     with path.open("rb") as file:
         return file.read(sniff.HEAD_BYTES)
+
+
+def _read_small(path: Path, max_bytes: int, read: Callable[[bytes], T]) -> tuple[bytes, T] | None:
+    if path.stat().st_size > max_bytes:
+        return None
+    data = path.read_bytes()
+    return data, read(data)
 
 
 def _sha256(path: Path) -> str:

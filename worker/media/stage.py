@@ -6,20 +6,18 @@ decoded and shrunk for the model, unless somebody has done so before.
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 
 from worker.contract.errors import JobError, MediaTooLarge, StoreUnavailable
 from worker.contract.job import MediaProfile, MediaRef, PreparedMedia, Stage, VideoPolicy
 from worker.contract.s3 import ObjectStore
 from worker.contract.settings import Settings
 from worker.media.once import Memo, Once
+from worker.media.scratch import Scratch
 from worker.media.sources import Sources
 from worker.media.workshop import Shared, Workshop, together
 
 PARTS_AT_A_TIME = 4  # of one job; bounds its fetches and its room on disk
-FOLDER_PREFIX = "forebay-media-"
 
 OnProgress = Callable[[Stage, int], Awaitable[None]]
 """Is told what is being done and how many parts are ready."""
@@ -39,8 +37,8 @@ async def prepare_all(  # noqa: PLR0917 - what it takes is pinned in this order
     """Prepare all parts of one job for a model; return them in the order of `refs`.
 
     The same bytes with the same profile and policy are prepared once, whichever jobs and processes
-    ask. The first part that fails ends the others, and cancelling ends all: no process and no file
-    is left behind.
+    ask; only small pictures of which nothing has to be made are looked at by each. The first part
+    that fails ends the others, and cancelling ends all: no process and no file is left behind.
 
     Args:
         refs: pictures and videos as they were handed in.
@@ -67,10 +65,10 @@ async def prepare_all(  # noqa: PLR0917 - what it takes is pinned in this order
 
     async def prepare(ref: MediaRef) -> PreparedMedia:
         async with at_a_time:
-            with _blaming(ref), tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as folder:
-                original = await sources.obtain(ref, Path(folder))
+            with _blaming(ref), Scratch() as scratch:
+                original = await sources.obtain(ref, scratch)
                 await progress.obtained()
-                media = await workshop.prepared(original, ref.type, Path(folder))
+                media = await workshop.prepared(original, ref.type, scratch)
                 await progress.finished()
                 return media
 

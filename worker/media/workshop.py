@@ -1,6 +1,7 @@
 """Turns an original into prepared pictures in the object store, once per profile.
 
-The frames are kept first and a manifest last: whoever finds the manifest finds all of it.
+The frames are kept first and a manifest last: whoever finds the manifest finds all of it. A small
+picture that a model takes as it is has neither: the original is all there is.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Coroutine, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from worker.contract.settings import MIB, Settings
 from worker.media import image, sniff, video
 from worker.media.once import Locks, Once
 from worker.media.order import Order, Sample
+from worker.media.scratch import Scratch
 from worker.media.sources import Original, Sources, read_head
 
 CODE_VERSION = 1  # part of every profile's id: raise it when the same bytes give other pictures
@@ -68,18 +70,46 @@ class Workshop:
     shared: Shared
     limits: Settings
 
-    async def prepared(self, original: Original, kind: MediaType, folder: Path) -> PreparedMedia:
-        """Return what was made of an original, making it in `folder` if nobody has yet.
+    async def prepared(
+        self, original: Original, kind: MediaType, scratch: Scratch
+    ) -> PreparedMedia:
+        """Return what was made of an original, making it in `scratch` if nobody has yet.
 
         Raises:
             MediaError: the bytes cannot be used, or are no longer there.
             InvalidRequest: the policy's clip is empty for this video.
         """
+        if kind == "image":
+            original, frame = await self._looked_at(original)
+            if frame is not None:
+                return PreparedMedia(kind, original.sha256, (frame,))
+        return await self._once(original, kind, scratch)
+
+    async def _looked_at(self, original: Original) -> tuple[Original, PreparedFrame | None]:
+        """Return the original as far as it was read, and a picture's frame where it is one as is.
+
+        To look takes less than to find out whether somebody else has looked: so no lock is taken
+        and nothing is noted down. Large ones go the long way, through a file and under a lock.
+        """
+
+        def look(data: bytes) -> tuple[int, int] | None:
+            sniff.require(data[: sniff.HEAD_BYTES], "image")
+            return image.size_if_fit(data, self.profile, self.limits.image_max_pixels)
+
+        read = await self.sources.read_small(original, look)
+        if read is None:
+            return original, None
+        data, size = read
+        frame = PreparedFrame(media_key(original.sha256), *size) if size else None
+        return replace(original, data=data), frame
+
+    async def _once(self, original: Original, kind: MediaType, scratch: Scratch) -> PreparedMedia:
+        """Return what is in the object store already, or make it there under a lock."""
         name = profile_id(kind, self.profile, self.policy, self.limits)
         manifest = prepared_key(name, original.sha256, MANIFEST)
 
         async def make() -> PreparedMedia:
-            media = await self._make(original, kind, name, folder)
+            media = await self._make(original, kind, name, scratch)
             data = json.dumps(asdict(media)).encode()
             await self.objects.put_bytes(manifest, data, "application/json")
             return media
@@ -100,23 +130,31 @@ class Workshop:
         return PreparedMedia.from_dict(json.loads(data))
 
     async def _make(
-        self, original: Original, kind: MediaType, name: str, folder: Path
+        self, original: Original, kind: MediaType, name: str, scratch: Scratch
     ) -> PreparedMedia:
-        path = await self.sources.file_of(original, kind, folder)
-        form = sniff.require(read_head(path), kind)
         if kind == "image":
-            frame = await self._picture(original.sha256, path, name)
+            frame = await self._picture(original, name, scratch)
             return PreparedMedia(kind, original.sha256, (frame,))
-        samples = await self._sampled(path, form.demuxer, folder)
-        frames = await self._keep_frames(samples, original.sha256, name, folder)
+        path = await self.sources.file_of(original, kind, scratch)
+        form = sniff.require(read_head(path), kind)
+        samples = await self._sampled(path, form.demuxer, scratch.folder)
+        frames = await self._keep_frames(samples, original.sha256, name, scratch.folder)
         return PreparedMedia(kind, original.sha256, frames, tuple(s.time_s for s in samples))
 
-    async def _picture(self, sha256: str, path: Path, name: str) -> PreparedFrame:
+    async def _picture(self, original: Original, name: str, scratch: Scratch) -> PreparedFrame:
+        if original.data is None:
+            path = await self.sources.file_of(original, "image", scratch)
+            sniff.require(read_head(path), "image")
+            original = replace(original, path=path)
+
+        def prepare() -> image.Prepared:
+            return image.prepare(original.read(), self.profile, self.limits.image_max_pixels)
+
         async with self.shared.pictures:
-            made = await asyncio.to_thread(_prepare_file, path, self.profile, self.limits)
-        key = media_key(sha256)
+            made = await asyncio.to_thread(prepare)
+        key = media_key(original.sha256)
         if not made.is_original:
-            key = prepared_key(name, sha256, frame_name(0))
+            key = prepared_key(name, original.sha256, frame_name(0))
             await self.objects.put_bytes(key, made.data, made.content_type)
         return PreparedFrame(key, made.width, made.height)
 
@@ -177,7 +215,3 @@ async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 def frame_name(number: int) -> str:
     """Return what frame `number` (from 0) is called, in a folder and in a key."""
     return f"{number:04}.jpg"
-
-
-def _prepare_file(path: Path, profile: MediaProfile, limits: Settings) -> image.Prepared:
-    return image.prepare(path.read_bytes(), profile, limits.image_max_pixels)
