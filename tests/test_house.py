@@ -21,6 +21,7 @@ DOORS = {
     "llguidance": {"worker.engine.alphabet", "worker.engine.transformers.*"},
     "boto3": {"worker.contract.s3"},
     "botocore": {"worker.contract.s3", "worker.contract.s3_quick"},
+    "httptools": {"worker.contract.s3_wire"},
     "celery": {"worker.contract.broker", "worker.pool*", "worker.runtime.*", "worker.tasks"},
     "kombu": {"worker.contract.broker", "worker.pool*"},
     "billiard": {"worker.pool*"},

@@ -91,25 +91,6 @@ async def test_more_than_the_limit_is_not_read(store: ObjectStore) -> None:
         await store.get_bytes("a", 999)
 
 
-async def test_a_small_object_comes_with_what_was_made_of_it(store: ObjectStore) -> None:
-    await store.put_bytes("a", DATA, "text/plain")
-
-    assert await store.read_small("a", 10**6, len) == (DATA, len(DATA))
-    assert await store.read_small("a", len(DATA) - 1, len) is None
-
-
-async def test_what_reading_a_small_object_raises_comes_through(store: ObjectStore) -> None:
-    await store.put_bytes("a", DATA, "text/plain")
-
-    def refuse(_: bytes) -> None:
-        raise MediaTooLarge("it shows too much")
-
-    with pytest.raises(MediaTooLarge, match="too much"):
-        await store.read_small("a", 10**6, refuse)
-    with pytest.raises(MediaExpired):
-        await store.read_small("never", 10**6, refuse)
-
-
 async def _reset(writer: asyncio.StreamWriter) -> None:
     """Begin to answer, then have the connection reset, not closed."""
     linger = struct.pack("ii", 1, 0)

@@ -22,7 +22,7 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
-from worker.contract.errors import JobError, MediaExpired, MediaTooLarge, StoreUnavailable
+from worker.contract.errors import JobError, MediaExpired, StoreUnavailable
 from worker.contract.log import event
 from worker.contract.s3_quick import QuickStore, too_large
 from worker.contract.settings import MIB, Settings
@@ -91,7 +91,9 @@ class PresignedPut:
 
 
 class ObjectStore:
-    """The bucket, for async code. boto3 blocks, so its calls run on a small thread pool of our own.
+    """The bucket, for async code of one event loop.
+
+    Small objects go the quick way. boto3 blocks: its calls run on a small thread pool of our own.
 
     Errors of every method: StoreUnavailable where the endpoint does not answer or refuses us,
     MediaExpired where the object is not there. A cancelled call returns at once; its thread ends
@@ -114,7 +116,7 @@ class ObjectStore:
         self, key: str, data: bytes, content_type: str, *, if_absent: bool = False
     ) -> bool:
         """Store `data`; return False where `if_absent` found the key taken."""
-        status = await self._call(self._quick.put, key, data, content_type, if_absent=if_absent)
+        status = await self._quick.put(key, data, content_type, if_absent=if_absent)
         if status in {HTTPStatus.OK, HTTPStatus.PRECONDITION_FAILED}:
             return status == HTTPStatus.OK
         return await self._conditional(
@@ -131,17 +133,12 @@ class ObjectStore:
 
     async def get_bytes(self, key: str, max_bytes: int) -> bytes:
         """Return a whole object. Raises MediaTooLarge above `max_bytes`, before reading."""
+        status, found = await self._quick.get(key, max_bytes)
+        if status == HTTPStatus.OK:
+            return found
+        if status == HTTPStatus.NOT_FOUND and b"NoSuchKey" in found:  # the bucket may be missing
+            raise _gone()
         return await self._call(self._read, key, max_bytes)
-
-    async def read_small(
-        self, key: str, max_bytes: int, read: Callable[[bytes], T]
-    ) -> tuple[bytes, T] | None:
-        """Return an object and what `read` makes of it, None where it has more than `max_bytes`.
-
-        `read` runs on the thread that fetched the object: what takes a few milliseconds would
-        spend much of them on the way to another. Its errors come through as they are.
-        """
-        return await self._call(self._read_small, key, max_bytes, read)
 
     async def get_to_file(self, key: str, out: BinaryIO, max_bytes: int) -> int:
         """Write a whole object into an open file; return its size. Raises MediaTooLarge.
@@ -324,24 +321,10 @@ class ObjectStore:
         return found["Body"], size
 
     def _read(self, key: str, max_bytes: int) -> bytes:
-        status, found = self._quick.get(key, max_bytes)
-        if status == HTTPStatus.OK:
-            return found
-        if status == HTTPStatus.NOT_FOUND and b"NoSuchKey" in found:  # the bucket may be missing
-            raise _gone()
         body, _ = self._open(key, max_bytes)
         with body:
             data: bytes = body.read()
             return data
-
-    def _read_small(
-        self, key: str, max_bytes: int, read: Callable[[bytes], T]
-    ) -> tuple[bytes, T] | None:
-        try:
-            data = self._read(key, max_bytes)
-        except MediaTooLarge:
-            return None
-        return data, read(data)
 
     def _read_into(self, key: str, out: BinaryIO, max_bytes: int) -> int:
         body, size = self._open(key, max_bytes)
