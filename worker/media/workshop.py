@@ -203,7 +203,10 @@ async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
     Not a TaskGroup: before Python 3.13 that leaves the caller's task marked as being cancelled.
     """
-    tasks = [asyncio.create_task(each) for each in work]
+    parts = list(work)
+    if len(parts) == 1:
+        return [await parts[0]]  # most jobs have one picture, which needs no task of its own
+    tasks = [asyncio.create_task(each) for each in parts]
     try:
         return await asyncio.gather(*tasks)
     finally:
