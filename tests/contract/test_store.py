@@ -226,7 +226,8 @@ async def pass_ms(reader: JobReader, job_id: str, ms: int) -> None:
 
 async def snapshot(door: RedisDoor, job_id: str) -> tuple[Any, ...]:
     """Return everything that is stored of a job and its place in the indexes."""
-    record = await door.redis.hgetall(door.key("job", job_id))
+    keys_of_it = ("job", "doc")
+    record = [await door.redis.hgetall(door.key(name, job_id)) for name in keys_of_it]
     indexes = ("leases", "outbox", "retention", "jobs", "start_by", "run_by", "dead")
     places = [await door.redis.zscore(door.key(name), job_id) for name in indexes]
     return record, await door.events(job_id), places
@@ -732,7 +733,7 @@ async def test_a_job_is_gone_after_its_retention(
     with pytest.raises(JobGone):
         await reader.get(hold.job_id)
     left = await snapshot(door, hold.job_id)
-    assert left == ({}, [], [None] * 7)
+    assert left == ([{}, {}], [], [None] * 7)
 
 
 # --- again ----------------------------------------------------------------------------------------
@@ -792,7 +793,7 @@ async def test_an_erased_job_leaves_a_tombstone_and_nothing_else(
         await reader.get(job_id)
     with pytest.raises(JobNotFound):
         await reader.get("job_never")
-    assert await snapshot(door, job_id) == ({}, [], [None] * 7)
+    assert await snapshot(door, job_id) == ([{}, {}], [], [None] * 7)
     assert await reader.list_jobs(status=None, model=None, after=None, limit=10) == ([], None)
 
 

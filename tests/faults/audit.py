@@ -13,7 +13,7 @@ from worker.contract.events import Event, joined
 from worker.contract.job import TERMINAL
 
 _PAGE = 200
-_FIELDS = ("status", "attempt", "attempts", "result", "error")
+_SHORT, _LONG = ("status", "attempt"), ("attempts", "result", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,9 @@ async def read_records(door: RedisDoor) -> dict[str, Record]:
     found: dict[str, Record] = {}
     for start in range(0, len(job_ids), _PAGE):
         for job_id in job_ids[start : start + _PAGE]:
-            fields = await door.command("HMGET", door.key("job", job_id), *_FIELDS)
-            found[job_id] = _record(job_id, fields, await door.events(job_id))
+            short = await door.command("HMGET", door.key("job", job_id), *_SHORT)
+            long = await door.command("HMGET", door.key("doc", job_id), *_LONG)
+            found[job_id] = _record(job_id, [*short, *long], await door.events(job_id))
     return found
 
 

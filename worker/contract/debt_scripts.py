@@ -61,24 +61,24 @@ local function owe(type, kind, id, turn, at, own)
   end
 end
 -- what a job's transition is called at its door; nil where it is nobody's business
-local function type_of(job, door, what)
+local function type_of(id, door, what)
   if door == 'batch' then return nil end
   if door ~= 'responses' then return 'job.'..what end
   if what == 'started' then return nil end
   if what == 'expired' then return 'response.failed' end
   if what ~= 'completed' then return 'response.'..what end
-  local result = redis.call('HGET', job, 'result')
+  local result = redis.call('HGET', P..'doc:'..id, 'result')
   local is_cut = result and cjson.decode(result).finish_reason == 'length'
   return is_cut and 'response.incomplete' or 'response.completed'
 end
 -- `what`: started, or how the job ended
 local function owe_job(id, what, at)
-  local job = P..'job:'..id
-  local r = redis.call('HMGET', job, 'door', 'hook_url', 'hook_lane', 'hook_filter', 'turn')
-  local type = type_of(job, r[1], what)
+  local r = redis.call('HMGET', P..'job:'..id, 'door', 'turn', 'is_hooked')
+  local type = type_of(id, r[1], what)
   if not type then return end
   local kind = r[1] == 'responses' and 'response' or 'job'
-  owe(type, kind, id, r[5] or 0, at, {r[2], r[3], r[4]})
+  local own = r[3] and redis.call('HMGET', P..'doc:'..id, 'hook_url', 'hook_lane', 'hook_filter')
+  owe(type, kind, id, r[2] or 0, at, own)
 end
 -- no longer owed; the log stays for a while
 local function close_debt(event, lane, state, at, log_s)

@@ -3,7 +3,8 @@
 All keys begin with `Settings.key_prefix`. Scripts build keys from that prefix, so the records need
 one Redis (or a primary with replicas), not a cluster; kombu's Redis transport has the same limit.
 
-    job:<id>        hash    the record, the truth about a job
+    job:<id>        hash    the record, the truth about a job: its short fields
+    doc:<id>        hash    and its long ones, see `record`: question, answer, errors, receiver
     ev:<id>         stream  its events after the first; entry id = sequence number
     tok:<id>        string  ids of the tokens streamed so far, gone with the end of the job
     queued:<queue>  zset    waiting jobs by created_at: order, position, lost tickets

@@ -2,14 +2,25 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from worker.contract import view
 from worker.contract.door import RedisDoor
 from worker.contract.events import joined
 from worker.contract.job import ChatRequest, JobSpec, PreparedMedia, Said
+from worker.contract.record import join
 
 _LIST_SCAN = 5_000  # records one list call looks at before it hands out a cursor
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A job at one moment: its record, and where it stands while it waits (-1: not known)."""
+
+    record: view.Record
+    ahead: int
+    eta_ms: int
 
 
 class JobReader:
@@ -20,26 +31,23 @@ class JobReader:
 
     async def record(self, job_id: str) -> view.Record:
         """Return the record's fields that views need. Raises JobNotFound or JobGone."""
-        values = await self._door.command("HMGET", self._door.key("job", job_id), *view.VIEW_FIELDS)
-        if values[0] is None:
-            await self._door.missing(job_id)
-        return _present(values)
+        return (await self._one(job_id)).record
 
     async def get(self, job_id: str) -> dict[str, Any]:
         """Return the job object as it is now. Raises JobNotFound or JobGone."""
-        return await self._public(job_id, await self.record(job_id))
+        return await self._public(job_id, await self._one(job_id))
 
     async def with_spec(self, job_id: str) -> tuple[dict[str, Any], JobSpec]:
         """Return the job object as `get` does, and what was asked for beside the question."""
-        record = await self.record(job_id)
-        return await self._public(job_id, record), view.spec_of(record)
+        read = await self._one(job_id)
+        return await self._public(job_id, read), view.spec_of(read.record)
 
     async def question(self, job_id: str) -> tuple[ChatRequest, tuple[PreparedMedia, ...]]:
         """Return what a job asks, and what the media stage has made of its media, in their order.
 
         Raises JobNotFound or JobGone.
         """
-        key = self._door.key("job", job_id)
+        key = self._door.key("doc", job_id)
         request, media = await self._door.command("HMGET", key, "request", "media")
         if request is None:
             await self._door.missing(job_id)
@@ -48,21 +56,28 @@ class JobReader:
 
     async def many(self, job_ids: Sequence[str]) -> dict[str, tuple[view.Record, dict[str, Any]]]:
         """Return records and job objects by id; jobs that are gone are left out."""
-        records = zip(job_ids, await self._records(job_ids), strict=True)
+        found = zip(job_ids, await self._each(job_ids), strict=True)
         return {
-            job_id: (record, await self._public(job_id, record))
-            for job_id, record in records
-            if record
+            job_id: (read.record, await self._public(job_id, read))
+            for job_id, read in found
+            if read
         }
 
-    async def _public(self, job_id: str, record: view.Record) -> dict[str, Any]:
-        said = await self._streamed(job_id, record)
-        if record["status"] != "queued":
-            return view.public(job_id, record, streamed=said)
-        ahead, eta_ms = await self._door.call("outlook", job_id)
-        position = ahead if ahead >= 0 else None
+    async def _one(self, job_id: str) -> _Read:
+        answer = await self._door.call("read", job_id)
+        return _read(answer) if answer else await self._door.missing(job_id)
+
+    async def _each(self, job_ids: Sequence[str]) -> list[_Read | None]:
+        answers = await self._door.call_each("read", [(job_id,) for job_id in job_ids])
+        return [_read(answer) if answer else None for answer in answers]
+
+    async def _public(self, job_id: str, read: _Read) -> dict[str, Any]:
         return view.public(
-            job_id, record, streamed=said, position=position, eta_s=view.eta_s(eta_ms)
+            job_id,
+            read.record,
+            streamed=await self._streamed(job_id, read.record),
+            position=read.ahead if read.ahead >= 0 else None,
+            eta_s=view.eta_s(read.eta_ms),
         )
 
     async def _streamed(self, job_id: str, record: view.Record) -> Said:
@@ -94,10 +109,10 @@ class JobReader:
         found: list[dict[str, Any]] = []
         while looked_at < _LIST_SCAN:
             page = await self._door.command("ZREVRANGE", index, start, start + limit * 2 - 1)
-            for job_id, record in zip(page, await self._records(page), strict=True):
+            for job_id, read in zip(page, await self._each(page), strict=True):
                 looked_at += 1
-                if record and _matches(record, status, model):
-                    found.append(await self._public(job_id, record))
+                if read and _matches(read.record, status, model):
+                    found.append(await self._public(job_id, read))
                     if len(found) == limit:
                         return found, job_id
             if len(page) < limit * 2:
@@ -115,17 +130,11 @@ class JobReader:
             return 0  # replayed since, as the page before it may be: what is left is on top
         return await self._door.missing(after)
 
-    async def _records(self, job_ids: Sequence[str]) -> list[view.Record]:
-        async with self._door.redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hmget(self._door.key("job", job_id), list(view.VIEW_FIELDS))
-            rows = await self._door.guard(pipe.execute()) if job_ids else []
-        return [_present(row) if row[0] is not None else {} for row in rows]
 
-
-def _present(values: Sequence[str | None]) -> view.Record:
-    pairs = zip(view.VIEW_FIELDS, values, strict=True)
-    return {name: value for name, value in pairs if value is not None}
+def _read(answer: Sequence[Any]) -> _Read:
+    """Read what the script READ answers."""
+    short, long, ahead, eta_ms = answer
+    return _Read(join(short, long), ahead, eta_ms)
 
 
 def _matches(record: view.Record, status: str | None, model: str | None) -> bool:

@@ -5,6 +5,8 @@ claim of either lane, and every later write carries it. A write with a stale fen
 is over, changes nothing and says so; its writer drops the job. All moments are Redis's own time in
 ms, so clocks of hosts do not matter.
 
+A record lies under two keys, `job:<id>` and `doc:<id>`: `record` says which field stands where.
+
 ARGV[1] is always the key prefix. Only commands of Redis 6.2 are used.
 """
 
@@ -111,11 +113,13 @@ end
 """
     + OWE
     + """
-local function finish(id, status, at, fields)
+-- `long`: what goes under doc:<id>
+local function finish(id, status, at, long)
   local job = P..'job:'..id
   local r = redis.call('HMGET', job, 'owner', 'queue', 'retention_ms', 'model', 'attempt')
   redis.call('HSET', job, 'status', status, 'stage', '', 'held', 0, 'finished_at', at,
-             'expires_at', at + r[3], unpack(fields))
+             'expires_at', at + r[3])
+  if #long > 0 then redis.call('HSET', P..'doc:'..id, unpack(long)) end
   redis.call('DEL', P..'tok:'..id)
   redis.call('ZREM', P..'queued:'..r[2], id)
   redis.call('ZREM', P..'outbox', id)
@@ -158,16 +162,16 @@ local function held(id, fence)
 end
 -- what became of an attempt: one line of JSON each, the youngest MAX_ATTEMPTS are kept
 local function log_attempt(id, status, at, error)
-  local job = P..'job:'..id
-  local r = redis.call('HMGET', job, 'attempt', 'lane', 'owner', 'claimed_at', 'attempts')
-  local all = (r[5] and r[5]..'\\n' or '')..string.format(
+  local r = redis.call('HMGET', P..'job:'..id, 'attempt', 'lane', 'owner', 'claimed_at')
+  local before = redis.call('HGET', P..'doc:'..id, 'attempts')
+  local all = (before and before..'\\n' or '')..string.format(
     '{"attempt":%d,"status":"%s","lane":"%s","owner":%s,'..
     '"started_at":%s,"finished_at":%s,"error":%s}',
     r[1], status, r[2], r[3] and '"'..r[3]..'"' or 'null', r[4] and r[4] / 1000 or 'null',
     at / 1000, error or 'null')
   local _, breaks = all:gsub('\\n', '')
   if breaks >= MAX_ATTEMPTS then all = all:sub(all:find('\\n', 1, true) + 1) end
-  redis.call('HSET', job, 'attempts', all)
+  redis.call('HSET', P..'doc:'..id, 'attempts', all)
 end
 -- back to its queue; a crash (JSON, else false) counts against the job, and the last one ends it
 local function give_back(id, crash, max_crashes, error)
@@ -188,7 +192,7 @@ local function give_back(id, crash, max_crashes, error)
 end
 local function erase(id)
   local at = now()
-  redis.call('DEL', P..'job:'..id, P..'ev:'..id, P..'tok:'..id, P..'hook_of:'..id)
+  redis.call('DEL', P..'job:'..id, P..'doc:'..id, P..'ev:'..id, P..'tok:'..id, P..'hook_of:'..id)
   redis.call('ZREM', P..'jobs', id)
   redis.call('ZREM', P..'retention', id)
   redis.call('ZREM', P..'dead', id)
@@ -201,7 +205,8 @@ end
 # Said again after a lost answer, it is the same job: 'later' where it has left its queue since.
 SUBMIT = """
 -- id, queue, lane, stage, idem key or '', body hash, idem_s, limit, not_before_ms,
--- start_deadline_ms, number of queues that count, their names…, then field, value…
+-- start_deadline_ms, number of queues that count, their names…, number of short names and values,
+-- then these (name, value…), then the long ones
 local id, queue, lane, stage, idem = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local at, not_before = now(), tonumber(ARGV[10])
 local function accepted(created_at)
@@ -216,9 +221,11 @@ if idem ~= '' then
   local old = redis.call('HMGET', P..'idem:'..idem, 'id', 'hash')
   if old[1] then return {'replay', old[1], old[2]} end
 end
-local first = 13 + tonumber(ARGV[12])
+local counted = 13 + tonumber(ARGV[12])
+local first = counted + 1
+local long = first + ARGV[counted]
 local waiting = 0
-for i = 13, first - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..ARGV[i]) end
+for i = 13, counted - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..ARGV[i]) end
 if waiting >= tonumber(ARGV[9]) then
   return {'full', waiting, math.floor(gap_ms(ARGV[13]:match('^(.*)%.')) or -1)}
 end
@@ -229,7 +236,8 @@ end
 if batch then redis.call('SADD', P..'bopen:'..batch, id) end
 redis.call('HSET', P..'job:'..id, 'status', 'queued', 'stage', stage, 'lane', lane, 'queue', queue,
            'created_at', at, 'queued_at', math.max(at, not_before), 'seq', 1, 'base', 1,
-           'attempt', 0, 'fence', 0, 'crashes', 0, 'held', 0, unpack(ARGV, first))
+           'attempt', 0, 'fence', 0, 'crashes', 0, 'held', 0, unpack(ARGV, first, long - 1))
+redis.call('HSET', P..'doc:'..id, unpack(ARGV, long))
 redis.call('ZADD', P..'jobs', at, id)
 if not_before > at then  -- in no queue until the sweeper finds it due
   redis.call('ZADD', P..'outbox', not_before, id)
@@ -248,17 +256,17 @@ return accepted(at)
 """
 
 # → nil (somebody has it, or it is over)
-#   | {fence, attempt, ms since the first step in the engine, field values…}
+#   | {fence, attempt, ms since the first step in the engine, crashes, tokens, request, spec, media}
 CLAIM = """
--- id, lane, owner, nonce, lease_ms, then the fields wanted
+-- id, lane, owner, nonce, lease_ms
 local id, lane, owner, nonce = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local job, at = P..'job:'..id, now()
 local r = redis.call('HMGET', job, 'status', 'lane', 'held', 'queue', 'queued_at', 'media_at',
                      'started_at', 'nonce', 'model', 'created_at', 'eta_ms')
 local function granted()
-  local began = redis.call('HGET', job, 'generating_at')
-  return {redis.call('HGET', job, 'fence'), redis.call('HGET', job, 'attempt'),
-          began and at - began or 0, unpack(redis.call('HMGET', job, unpack(ARGV, 7)))}
+  local h = redis.call('HMGET', job, 'fence', 'attempt', 'generating_at', 'crashes', 'tokens')
+  return {h[1], h[2], h[3] and at - h[3] or 0, h[4], h[5],
+          unpack(redis.call('HMGET', P..'doc:'..id, 'request', 'spec', 'media'))}
 end
 if r[3] == '1' and r[8] == nonce then return granted() end  -- asked again after a lost answer
 if not r[1] or TERMINAL[r[1]] or r[2] ~= lane or r[3] == '1' then return nil end
@@ -347,7 +355,8 @@ local r = redis.call('HMGET', job, 'owner', 'attempt', 'cancel')
 let_go(id, r[1])
 if r[3] == '1' then finish(id, 'cancelled', at, {}) return 1 end
 redis.call('HSET', job, 'held', 0, 'lane', 'chat', 'queue', queue, 'stage', 'waiting_engine',
-           'media', ARGV[5], 'media_done_at', at, 'queued_at', at)
+           'media_done_at', at, 'queued_at', at)
+redis.call('HSET', P..'doc:'..id, 'media', ARGV[5])
 enqueue(id, queue, at, at + GRACE)
 emit_status(id, 'queued', 'waiting_engine', tonumber(r[2]), at)
 return 1
@@ -355,15 +364,16 @@ return 1
 
 # → 1 | 0 refused. Said again after a lost answer, it is 1 as well.
 FINISH = """
--- id, fence, status, number of pieces, the pieces as in APPEND (5 values each), then field, value…
+-- id, fence, status, number of pieces, the pieces as in APPEND (5 values each), then long fields
+-- (name, value…)
 local id, fence, at = ARGV[2], ARGV[3], now()
 if not held(id, fence) then
   local r = redis.call('HMGET', P..'job:'..id, 'fence', 'status')
   return (r[1] == fence and r[2] == ARGV[4]) and 1 or 0
 end
-local fields = 6 + 5 * ARGV[5]
-for i = 6, fields - 1, 5 do write(id, at, unpack(ARGV, i, i + 4)) end
-finish(id, ARGV[4], at, {unpack(ARGV, fields)})
+local long = 6 + 5 * ARGV[5]
+for i = 6, long - 1, 5 do write(id, at, unpack(ARGV, i, i + 4)) end
+finish(id, ARGV[4], at, {unpack(ARGV, long)})
 return 1
 """
 
@@ -391,10 +401,16 @@ redis.call('ZREM', P..'workers', ARGV[2])
 return given
 """
 
-# → {jobs ahead, ms until it starts}, -1 where that is not known
-OUTLOOK = """
+# → nil (there is none) | {short fields (name, value…), values of the long ones that a view needs,
+#   jobs ahead, ms until it starts}, -1 where that is not known
+READ = """
 -- id
-return {outlook(ARGV[2])}
+local short = redis.call('HGETALL', P..'job:'..ARGV[2])
+if #short == 0 then return nil end
+local long = redis.call('HMGET', P..'doc:'..ARGV[2], VIEW_LONG_FIELDS)
+local is_queued = redis.call('HGET', P..'job:'..ARGV[2], 'status') == 'queued'
+if not is_queued then return {short, long, -1, -1} end
+return {short, long, outlook(ARGV[2])}
 """
 
 # → 'missing' | the terminal status it already had | 'cancelled' | 'requested'
@@ -418,20 +434,23 @@ RETRY = """
 -- id
 local id = ARGV[2]
 local job, at = P..'job:'..id, now()
-local r = redis.call('HMGET', job, 'status', 'error', 'finished_at', 'lane', 'queue')
+local r = redis.call('HMGET', job, 'status', 'finished_at', 'lane', 'queue')
 if not r[1] then return 'missing' end
 if not TERMINAL[r[1]] or r[1] == 'completed' then return r[1] end
 if redis.call('HEXISTS', job, 'unwritten') == 1 then return 'a line of a batch that runs' end
-if redis.call('ZREM', P..'dead', id) == 0 then log_attempt(id, r[1], r[3], r[2]) end
-local stage = r[4] == 'media' and 'waiting_media' or 'waiting_engine'
+if redis.call('ZREM', P..'dead', id) == 0 then
+  log_attempt(id, r[1], r[2], redis.call('HGET', P..'doc:'..id, 'error'))
+end
+local stage = r[3] == 'media' and 'waiting_media' or 'waiting_engine'
 redis.call('HSET', job, 'crashes', 0, 'queued_at', at, 'status', 'queued', 'stage', stage,
            'base', redis.call('HINCRBY', job, 'seq', 1), 'base_at', at, 'base_stage', stage)
-redis.call('HDEL', job, 'error', 'result', 'finished_at', 'expires_at', 'started_at', 'media_at',
-           'first_token_at', 'generating_at', 'tokens', 'cancel', 'owner', 'claimed_at')
+redis.call('HDEL', job, 'finished_at', 'expires_at', 'started_at', 'media_at', 'first_token_at',
+           'generating_at', 'tokens', 'cancel', 'owner', 'claimed_at')
+redis.call('HDEL', P..'doc:'..id, 'error', 'result')
 redis.call('HINCRBY', job, 'turn', 1)
 redis.call('DEL', P..'ev:'..id)
 redis.call('ZREM', P..'retention', id)
-enqueue(id, r[5], at, at + GRACE)
+enqueue(id, r[4], at, at + GRACE)
 return 'ok'
 """
 

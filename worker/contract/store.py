@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker.contract import callbacks, keys, view
+from worker.contract import callbacks, keys, record, view
 from worker.contract.door import RedisDoor, dump
 from worker.contract.errors import (
     DeadlineOver,
@@ -127,6 +127,8 @@ class JobStore:
         the job, and a caller who is told "not accepted" would hand it in a second time.
         """
         job_id, new = _job_id(spec), _new_record(request, spec, self._door.settings.retention_s)
+        fields = new | {"request": dump(request.as_dict())}
+        short, long = record.split({n: v for n, v in fields.items() if n not in _SCRIPT_FIELDS})
         counted = (*keys.chat_queues(request.model), keys.MEDIA_QUEUE)
         answer = await self._ask_twice(
             "submit",
@@ -140,9 +142,9 @@ class JobStore:
             int((spec.start_deadline_s or 0) * 1000),
             len(counted),
             *counted,
-            *(value for pair in new.items() if pair[0] not in _SCRIPT_FIELDS for value in pair),
-            "request",
-            dump(request.as_dict()),
+            len(short),
+            *short,
+            *long,
         )
         match answer:
             case ["replay", old_id, old_hash]:
@@ -183,22 +185,10 @@ class JobStore:
 
         `nonce` is fresh per wish: asking again with it after StoreUnavailable gives the same hold.
         """
-        answer = await self._door.call(
-            "claim",
-            job_id,
-            lane,
-            owner,
-            nonce,
-            self._door.lease_ms,
-            "request",
-            "spec",
-            "media",
-            "crashes",
-            "tokens",
-        )
+        answer = await self._door.call("claim", job_id, lane, owner, nonce, self._door.lease_ms)
         if answer is None:
             return None
-        fence, attempt, ran_ms, request, spec, media, crashes, tokens = answer
+        fence, attempt, ran_ms, crashes, tokens, request, spec, media = answer
         ids, said = await self._emitted(job_id) if int(tokens or 0) else ((), Said())
         return Hold(
             job_id=job_id,
@@ -262,7 +252,7 @@ class JobStore:
                 outcome.status,
                 len(last),
                 *pieces,
-                *_result_fields(hold, outcome),
+                *record.split(_end_of(hold, outcome))[1],
             )
         )
 
@@ -345,15 +335,15 @@ class JobStore:
         return int(await self._door.call("reissue", queue, int(age_s * 1000), _SWEEP_BATCH))
 
 
-def _result_fields(hold: Hold, outcome: Outcome) -> list[Any]:
-    fields: list[Any] = []
+def _end_of(hold: Hold, outcome: Outcome) -> view.Record:
+    fields: view.Record = {}
     if hold.lane is Lane.CHAT:
         history = with_history(hold.request.history, hold.request.query, outcome.text)
         result = asdict(outcome) | {"history": history}
         del result["error"], result["status"]
-        fields += ["result", dump(result)]
+        fields["result"] = dump(result)
     if outcome.error is not None:
-        fields += ["error", dump(outcome.error)]
+        fields["error"] = dump(outcome.error)
     return fields
 
 
@@ -391,6 +381,7 @@ def _receiver(spec: JobSpec) -> view.Record:
     if not spec.webhook_url:
         return {}
     return {
+        "is_hooked": "1",  # so that the others' long fields need not be looked at
         "hook_url": spec.webhook_url,
         "hook_lane": callbacks.lane_of(spec.webhook_url),
         "hook_filter": callbacks.filter_of(spec.webhook_events),

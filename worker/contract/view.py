@@ -5,40 +5,6 @@ from typing import Any
 
 from worker.contract.job import JobSpec, JobStatus, PreparedMedia, Said, Stage
 
-VIEW_FIELDS = (
-    "status",
-    "stage",
-    "model",
-    "priority",
-    "spec",
-    "attempt",
-    "attempts",
-    "media_total",
-    "media",
-    "media_done",
-    "tokens",
-    "result",
-    "error",
-    "base",
-    "base_at",
-    "base_stage",
-    "created_at",
-    "queued_at",
-    "media_at",
-    "media_done_at",
-    "started_at",
-    "generating_at",
-    "first_token_at",
-    "finished_at",
-    "expires_at",
-    "queue",
-    "lane",
-    "cancel",
-    "seq",
-    "turn",
-)
-"""The record's fields that a view needs: all but the question itself."""
-
 Record = dict[str, str]
 
 _NOTHING = Said()
@@ -56,7 +22,7 @@ def public(
 
     Args:
         job_id: its id.
-        record: `VIEW_FIELDS` of its hash, absent fields left out.
+        record: its short fields and those of the long ones that a view needs, see `record`.
         streamed: what its events hold, where the record `is_complete` not.
         position: jobs ahead of it in its queue, from 0, while it waits.
         eta_s: expected seconds until it starts, from measured throughput.
