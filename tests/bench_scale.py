@@ -19,16 +19,17 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.support import servers
-from tests.support.factories import question
+from tests.support.factories import MODEL, question
+from worker.contract import keys
 from worker.contract.door import RedisDoor
-from worker.contract.job import JobSpec, JobStatus, Lane, Outcome
+from worker.contract.job import JobSpec, JobStatus, Lane, Outcome, Priority
 from worker.contract.reader import JobReader
 from worker.contract.settings import Settings
 from worker.contract.store import JobStore
@@ -39,6 +40,7 @@ SWEEPS = 50
 TICKETS = 200  # per round trip to the broker
 DUE = 200  # what one sweep does at most
 FEW = 100  # jobs that fit into the processor's caches
+QUEUE = keys.chat_queue(MODEL, Priority.NORMAL)
 TEXT = "四只羊在草地上。" * 25  # 600 bytes
 
 Figures = dict[str, int]
@@ -83,6 +85,10 @@ def _table(rows: list[Figures]) -> Table:
     return table
 
 
+def _tickets(job_ids: Iterable[str]) -> list[tuple[str, str]]:
+    return [(job_id, QUEUE) for job_id in job_ids]
+
+
 class Pace(NamedTuple):
     """How fast something went, and Redis' own CPU time for each, which load beside it spares."""
 
@@ -103,7 +109,7 @@ class Scale:
         """Fill up to `size` and return its figures."""
         before, held = len(self._ids), await self._memory_bytes()
         submits = await self._timed(self._submit, range(size - before))
-        await self._store.published(self._ids[-2 * TICKETS :])
+        await self._store.published(_tickets(self._ids[-2 * TICKETS :]))
         per_job = (await self._memory_bytes() - held) / (size - before)
         polls = await self._timed(self._poll, random.choices(self._ids, k=PROBES))
         hot = random.choices(self._ids[before : before + FEW], k=PROBES)
@@ -157,7 +163,7 @@ class Scale:
         made = await self._store.submit(question(TEXT), JobSpec())
         self._ids.append(made.job_id)
         if len(self._ids) % TICKETS == 0:  # as the sender of tickets does
-            await self._store.published(self._ids[-2 * TICKETS :])
+            await self._store.published(_tickets(self._ids[-2 * TICKETS :]))
 
     async def _poll(self, job_id: str) -> None:
         await self._reader.get(job_id)
@@ -183,10 +189,11 @@ class Scale:
 
         async def sweep(late: Sequence[str]) -> None:
             if late:
-                await self._door.redis.zadd(self._door.key("outbox"), dict.fromkeys(late, 1))
+                tickets = [keys.ticket(*ticket) for ticket in _tickets(late)]
+                await self._door.redis.zadd(self._door.key("outbox"), dict.fromkeys(tickets, 1))
             async with self._one_at_a_time:
                 swept = await self._store.sweep()
-            await self._store.published([job_id for job_id, _ in swept.tickets])
+            await self._store.published(swept.tickets)
 
         return await self._timed(sweep, lates)
 

@@ -25,10 +25,10 @@ class Sent:
     """What the broker has confirmed, batch by batch."""
 
     def __init__(self) -> None:
-        self.batches: list[list[str]] = []
+        self.batches: list[list[tuple[str, str]]] = []
 
-    async def __call__(self, job_ids: Sequence[str]) -> None:
-        self.batches.append(list(job_ids))
+    async def __call__(self, tickets: Sequence[tuple[str, str]]) -> None:
+        self.batches.append(list(tickets))
 
     @property
     def count(self) -> int:
@@ -110,7 +110,7 @@ async def test_tickets_reach_the_queue_and_are_confirmed(tickets: Tickets, sent:
         tickets.send(f"job_{n}", NORMAL)
     await until_async(lambda: sent.count == 500)
 
-    assert [i for batch in sent.batches for i in batch] == [f"job_{n}" for n in range(500)]
+    assert [i for batch in sent.batches for i, _ in batch] == [f"job_{n}" for n in range(500)]
     assert max(map(len, sent.batches)) <= 200
     assert len(sent.batches) < 100
     assert await asyncio.to_thread(broker.depth, app, NORMAL) == 500
@@ -142,7 +142,7 @@ async def test_sent_tickets_leave_the_outbox(app: Celery, store: JobStore, door:
     for job_id in job_ids[:2]:
         tickets.send(job_id, NORMAL)
 
-    await until_outbox_holds(door, job_ids[2:])
+    await until_outbox_holds(door, [keys.ticket(job_ids[2], NORMAL)])
 
     await tickets.close()
     app.close()
@@ -206,9 +206,9 @@ def test_classes_are_in_the_order_of_their_queues():
     assert [queue.rsplit(".", 1)[1] for queue in (HIGH, NORMAL, LOW)] == list(Priority)
 
 
-async def until_outbox_holds(door: RedisDoor, job_ids: list[str]) -> None:
+async def until_outbox_holds(door: RedisDoor, tickets: list[str]) -> None:
     async with asyncio.timeout(5):
-        while await door.redis.zrange(door.key("outbox"), 0, -1) != job_ids:  # noqa: ASYNC110 - a thread's
+        while await door.redis.zrange(door.key("outbox"), 0, -1) != tickets:  # noqa: ASYNC110 - a thread's
             await asyncio.sleep(0.01)
 
 

@@ -228,8 +228,9 @@ async def snapshot(door: RedisDoor, job_id: str) -> tuple[Any, ...]:
     """Return everything that is stored of a job and its place in the indexes."""
     keys_of_it = ("job", "doc")
     record = [await door.redis.hgetall(door.key(name, job_id)) for name in keys_of_it]
-    indexes = ("leases", "outbox", "retention", "jobs", "start_by", "run_by", "dead")
+    indexes = ("leases", "delayed", "retention", "jobs", "start_by", "run_by", "dead")
     places = [await door.redis.zscore(door.key(name), job_id) for name in indexes]
+    places.append(await door.redis.zscore(door.key("outbox"), keys.ticket(job_id, QUEUE)))
     return record, await door.events(job_id), places
 
 
@@ -580,7 +581,7 @@ async def test_a_lease_that_runs_out_gives_the_job_to_somebody_else(make_setting
 async def test_a_ticket_that_was_never_sent_is_sent_by_the_sweeper(store: JobStore):
     unsent = await submit(store)
     sent = await submit(store)
-    await store.published([sent])
+    await store.published([(sent, QUEUE)])
 
     early = await store.sweep()
     found: list[str] = []
@@ -594,7 +595,7 @@ async def test_a_job_overtaken_by_a_much_younger_one_gets_a_new_ticket(
     store: JobStore, door: RedisDoor
 ):
     overtaken, young = await submit(store), await submit(store)
-    await store.published([overtaken, young])
+    await store.published([(overtaken, QUEUE), (young, QUEUE)])
     earlier = int(time.time() * 1000) - keys.RETICKET_MS - 1000
     await door.redis.zadd(door.key("queued", QUEUE), {overtaken: earlier})
     assert (await store.sweep()).tickets == ()
@@ -606,7 +607,7 @@ async def test_a_job_overtaken_by_a_much_younger_one_gets_a_new_ticket(
 
 async def test_a_queue_that_stalls_is_found_and_its_jobs_get_tickets(store: JobStore):
     job_id = await submit(store)
-    await store.published([job_id])
+    await store.published([(job_id, QUEUE)])
 
     async with asyncio.timeout(5):
         while await store.stalled_queues(0.05) != [QUEUE]:  # noqa: ASYNC110 - as above
@@ -630,6 +631,45 @@ async def test_a_job_for_later_is_in_no_queue_until_its_moment(store: JobStore, 
     assert (early, before["queue_position"]) == (None, None)
     assert hold is not None
     assert time.time() * 1000 >= moment
+
+
+async def test_a_job_for_later_that_was_cancelled_gets_no_ticket_at_its_moment(
+    store: JobStore, door: RedisDoor
+):
+    moment = int(time.time() * 1000) + 60_000
+    cancelled = await submit(store, not_before_ms=moment)
+    other = await submit(store, not_before_ms=moment)
+    await store.cancel(cancelled)
+    for job_id in (cancelled, other):
+        await door.redis.zadd(door.key("delayed"), {job_id: 1}, xx=True)
+
+    swept = await store.sweep()
+
+    assert swept.tickets == ((other, QUEUE),)
+
+
+async def test_a_late_word_of_the_media_ticket_does_not_settle_the_models(
+    store: JobStore, door: RedisDoor
+):
+    job_id = await submit(store, pictures=1)
+    hold = await claim(store, job_id, lane=Lane.MEDIA)
+    await store.media_ready(hold, [PICTURE])
+
+    await store.published([(job_id, keys.MEDIA_QUEUE)])
+
+    assert await door.redis.zrange(door.key("outbox"), 0, -1) == [keys.ticket(job_id, QUEUE)]
+
+
+async def test_no_ticket_is_owed_to_a_job_that_is_held_or_over(store: JobStore, door: RedisDoor):
+    held, over = await running(store), await submit(store)
+    await store.cancel(over)
+    back = await running(store)
+    await store.release(back)
+
+    owed = await door.redis.zrange(door.key("outbox"), 0, -1)
+
+    assert held.job_id not in str(owed)
+    assert owed == [keys.ticket(back.job_id, QUEUE)]
 
 
 async def test_a_job_that_does_not_start_in_time_expires(store: JobStore, reader: JobReader):
@@ -733,7 +773,7 @@ async def test_a_job_is_gone_after_its_retention(
     with pytest.raises(JobGone):
         await reader.get(hold.job_id)
     left = await snapshot(door, hold.job_id)
-    assert left == ([{}, {}], [], [None] * 7)
+    assert left == ([{}, {}], [], [None] * 8)
 
 
 # --- again ----------------------------------------------------------------------------------------
@@ -793,7 +833,7 @@ async def test_an_erased_job_leaves_a_tombstone_and_nothing_else(
         await reader.get(job_id)
     with pytest.raises(JobNotFound):
         await reader.get("job_never")
-    assert await snapshot(door, job_id) == ([{}, {}], [], [None] * 7)
+    assert await snapshot(door, job_id) == ([{}, {}], [], [None] * 8)
     assert await reader.list_jobs(status=None, model=None, after=None, limit=10) == ([], None)
 
 

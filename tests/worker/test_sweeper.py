@@ -156,7 +156,7 @@ async def test_after_a_stall_tickets_go_out_and_silent_workers_have_a_lease_to_r
     recorder, notes = Recorder(depth=1), StalledNotes(door)
     silent, waiting = await running(store), await submit(store)
     await door.redis.zadd(door.key("leases"), {silent.job_id: 1})
-    await door.redis.zadd(door.key("outbox"), {waiting: 1})
+    await door.redis.zadd(door.key("outbox"), {keys.ticket(waiting, QUEUE): 1})
     sweeper = make(store, door, recorder, lease_s=STALL_LEASE_S)
     sweeper._notes = notes
 
@@ -190,7 +190,7 @@ async def test_jobs_without_tickets_are_found_by_an_empty_broker_queue(
     store: JobStore, door: RedisDoor
 ):
     job_id = await submit(store)
-    await store.published([job_id])
+    await store.published([(job_id, QUEUE)])
     recorder = Recorder(depth=0)
 
     async with running_sweepers(make(store, door, recorder)), asyncio.timeout(LIMIT_S):
@@ -203,7 +203,7 @@ async def test_jobs_without_tickets_are_found_by_an_empty_broker_queue(
 @pytest.mark.usefixtures("quick")
 async def test_jobs_whose_tickets_wait_get_no_second_one(door: RedisDoor):
     store, recorder = CountingStore(door), Recorder(depth=1)
-    await store.published([await submit(store)])
+    await store.published([(await submit(store), QUEUE)])
 
     async with running_sweepers(make(store, door, recorder)), asyncio.timeout(LIMIT_S):
         while store.sweeps < 8:  # noqa: ASYNC110 - its own task
@@ -221,7 +221,7 @@ async def test_a_fault_in_one_sweep_does_not_end_all_sweeping(store: JobStore, d
         calls += 1
         raise OSError("no broker")
 
-    await store.published([await submit(store)])
+    await store.published([(await submit(store), QUEUE)])
     sweeper = make(store, door, Recorder())
     sweeper._depth = broken
 

@@ -133,12 +133,15 @@ def task_id_of(job_id: str, queue_name: str) -> str:
 class Tickets:
     """Sends tickets from a thread of its own, as many per round trip as are waiting.
 
-    `on_sent` is called on the caller's loop with the job ids that the broker has taken. What could
-    not be sent is logged and left: it stands in the outbox, and the sweeper sends it.
+    `on_sent` is called on the caller's loop with (job id, queue) of the tickets that the broker has
+    taken. What could not be sent is logged and left: it stands in the outbox, and the sweeper sends
+    it.
     """
 
     def __init__(
-        self, app: Celery, on_sent: Callable[[Sequence[str]], Coroutine[Any, Any, None]]
+        self,
+        app: Celery,
+        on_sent: Callable[[Sequence[tuple[str, str]]], Coroutine[Any, Any, None]],
     ) -> None:
         self._app = app
         self._on_sent = on_sent
@@ -181,12 +184,12 @@ class Tickets:
         except Exception:  # noqa: BLE001 - whatever the transport raises: the outbox has these jobs
             _log.exception("tickets.unsent", extra={"count": len(batch)})
             return
-        sent = [job_id for job_id, name, _ in batch if name != keys.HOOK_QUEUE]
+        sent = [(job_id, name) for job_id, name, _ in batch if name != keys.HOOK_QUEUE]
         asyncio.run_coroutine_threadsafe(self._confirm(sent), self._loop)
 
-    async def _confirm(self, job_ids: Sequence[str]) -> None:
+    async def _confirm(self, sent: Sequence[tuple[str, str]]) -> None:
         try:
-            await self._on_sent(job_ids)
+            await self._on_sent(sent)
         except Exception as error:  # noqa: BLE001 - the outbox keeps them: doubled, not lost
             log_event(_log, "tickets.unconfirmed", level=logging.WARNING, reason=repr(error))
 

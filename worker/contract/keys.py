@@ -10,7 +10,8 @@ one Redis (or a primary with replicas), not a cluster; kombu's Redis transport h
     queued:<queue>  zset    waiting jobs by created_at: order, position, lost tickets
     queues          set     queue names ever used
     hw              hash    queue → created_at of the youngest job claimed from it
-    outbox          zset    jobs whose ticket must be published, by the time it is due
+    delayed         zset    jobs that are in no queue before their moment, by that moment
+    outbox          zset    tickets to publish, `<job id> <queue>`, by the time they are due
     leases          zset    held jobs by the end of their lease
     owned:<owner>   set     jobs that one worker process holds
     start_by        zset    jobs with a start deadline
@@ -91,6 +92,11 @@ def queue_of(hold: Hold) -> str:
     if hold.lane is Lane.MEDIA:
         return MEDIA_QUEUE
     return chat_queue(hold.request.model, hold.spec.priority)
+
+
+def ticket(job_id: str, queue: str) -> str:
+    """Return a ticket as it stands in the outbox."""
+    return f"{job_id} {queue}"
 
 
 def first_lane(*, has_media: bool) -> Lane:

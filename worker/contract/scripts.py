@@ -89,10 +89,23 @@ local function let_go(id, owner)
   redis.call('ZREM', P..'leases', id)
   if owner then redis.call('SREM', P..'owned:'..owner, id) end
 end
+-- A ticket stands in the outbox only while its job waits in that queue: whoever sends it need not
+-- look at the job, so that a sweep costs the same however many records there are.
+local function ticket(id, queue) return id..' '..queue end
 local function enqueue(id, queue, queued_at, due)
   redis.call('SADD', P..'queues', queue)
   redis.call('ZADD', P..'queued:'..queue, queued_at, id)
-  redis.call('ZADD', P..'outbox', due, id)
+  redis.call('ZADD', P..'outbox', due, ticket(id, queue))
+end
+local function leave_queue(id, queue)
+  redis.call('ZREM', P..'outbox', ticket(id, queue))
+  return redis.call('ZREM', P..'queued:'..queue, id) == 1
+end
+-- new tickets for waiting jobs, unless theirs stand in the outbox already; → how many
+local function reissue(ids, queue, at)
+  local due = {}
+  for i, id in ipairs(ids) do due[2 * i - 1], due[2 * i] = at, ticket(id, queue) end
+  return #ids > 0 and redis.call('ZADD', P..'outbox', 'NX', unpack(due)) or 0
 end
 -- an ended line of a batch: counted, and laid out for the batch's runner
 local function lay_out(batch, entry, is_completed)
@@ -121,8 +134,7 @@ local function finish(id, status, at, long)
              'expires_at', at + r[3])
   if #long > 0 then redis.call('HSET', P..'doc:'..id, unpack(long)) end
   redis.call('DEL', P..'tok:'..id)
-  redis.call('ZREM', P..'queued:'..r[2], id)
-  redis.call('ZREM', P..'outbox', id)
+  if not leave_queue(id, r[2]) then redis.call('ZREM', P..'delayed', id) end
   redis.call('ZREM', P..'start_by', id)
   redis.call('ZREM', P..'run_by', id)
   let_go(id, r[1])
@@ -240,7 +252,7 @@ redis.call('HSET', P..'job:'..id, 'status', 'queued', 'stage', stage, 'lane', la
 redis.call('HSET', P..'doc:'..id, unpack(ARGV, long))
 redis.call('ZADD', P..'jobs', at, id)
 if not_before > at then  -- in no queue until the sweeper finds it due
-  redis.call('ZADD', P..'outbox', not_before, id)
+  redis.call('ZADD', P..'delayed', not_before, id)
   redis.call('HSET', P..'job:'..id, 'due_at', not_before)
 else
   enqueue(id, queue, at, at + GRACE)
@@ -293,8 +305,7 @@ else
 end
 redis.call('HSET', job, 'held', 1, 'owner', owner, 'nonce', nonce, 'piece', 0, 'status', status,
            'stage', stage, 'claimed_at', at)
-redis.call('ZREM', P..'queued:'..r[4], id)
-redis.call('ZREM', P..'outbox', id)
+leave_queue(id, r[4])
 redis.call('ZADD', P..'leases', at + ARGV[6], id)
 redis.call('SADD', P..'owned:'..owner, id)
 local hw = redis.call('HGET', P..'hw', r[4])
@@ -505,22 +516,20 @@ for _, id in ipairs(old) do
 end
 for _, queue in ipairs(redis.call('SMEMBERS', P..'queues')) do
   local hw = tonumber(redis.call('HGET', P..'hw', queue) or 0) - RETICKET
-  for _, id in ipairs(due('queued:'..queue, '('..hw)) do
-    redis.call('ZADD', P..'outbox', 'NX', at, id)
-  end
+  reissue(due('queued:'..queue, '('..hw), queue, at)
+end
+for _, id in ipairs(due('delayed', at)) do
+  local r = redis.call('HMGET', P..'job:'..id, 'queue', 'queued_at')
+  redis.call('ZREM', P..'delayed', id)
+  enqueue(id, r[1], r[2], at)
 end
 local out = {#lost, #late, #long, #old}
-for _, id in ipairs(due('outbox', at)) do
-  local r = redis.call('HMGET', P..'job:'..id, 'status', 'queue', 'held', 'queued_at')
-  if r[1] == 'queued' and r[3] ~= '1' then
-    redis.call('SADD', P..'queues', r[2])
-    redis.call('ZADD', P..'queued:'..r[2], 'NX', r[4], id)
-    redis.call('ZADD', P..'outbox', at + RETICKET, id)
-    out[#out + 1] = {id, r[2]}
-  else
-    redis.call('ZREM', P..'outbox', id)
-  end
+local later = {}
+for i, ticket in ipairs(due('outbox', at)) do
+  out[#out + 1] = {ticket:match('^(%S+) (.*)$')}
+  later[2 * i - 1], later[2 * i] = at + RETICKET, ticket
 end
+if #later > 0 then redis.call('ZADD', P..'outbox', unpack(later)) end
 count('sweeps', '', '')
 for i, label in ipairs({'taken_back', 'expired', 'timed_out', 'erased'}) do
   if out[i] > 0 then count('swept', label, '', out[i]) end
@@ -568,10 +577,8 @@ return out
 # → number of jobs that will get a new ticket
 REISSUE = """
 -- queue, age_ms, limit
-local at, count = now(), 0
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', P..'queued:'..ARGV[2], '-inf', at - ARGV[3],
-                               'LIMIT', 0, ARGV[4])) do
-  count = count + redis.call('ZADD', P..'outbox', 'NX', at, id)
-end
-return count
+local at = now()
+local old = redis.call('ZRANGEBYSCORE', P..'queued:'..ARGV[2], '-inf', at - ARGV[3],
+                       'LIMIT', 0, ARGV[4])
+return reissue(old, ARGV[2], at)
 """

@@ -173,10 +173,11 @@ class JobStore:
                 raise
             return await self._door.call(name, *args, insist=True)
 
-    async def published(self, job_ids: Sequence[str]) -> None:
-        """Note that the tickets of these jobs are with the broker."""
-        if job_ids:
-            await self._door.command("ZREM", self._door.key("outbox"), *job_ids)
+    async def published(self, tickets: Sequence[tuple[str, str]]) -> None:
+        """Note that these tickets (job id, queue) are with the broker."""
+        if tickets:
+            sent = [keys.ticket(job_id, queue) for job_id, queue in tickets]
+            await self._door.command("ZREM", self._door.key("outbox"), *sent)
 
     # --- hold -------------------------------------------------------------------------------------
 
