@@ -222,8 +222,8 @@ SUBMIT = """
 local id, queue, lane, stage, idem = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local at, not_before = now(), tonumber(ARGV[10])
 local function accepted(created_at)
-  if not redis.call('ZSCORE', P..'queued:'..queue, id) then return {'later'} end
   local ahead, eta_ms = outlook(id)
+  if ahead < 0 then return {'later'} end
   if eta_ms >= 0 then redis.call('HSETNX', P..'job:'..id, 'eta_ms', eta_ms) end
   return {'ok', tonumber(created_at), ahead, eta_ms}
 end
@@ -274,45 +274,40 @@ CLAIM = """
 local id, lane, owner, nonce = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local job, at = P..'job:'..id, now()
 local r = redis.call('HMGET', job, 'status', 'lane', 'held', 'queue', 'queued_at', 'media_at',
-                     'started_at', 'nonce', 'model', 'created_at', 'eta_ms')
-local function granted()
-  local h = redis.call('HMGET', job, 'fence', 'attempt', 'generating_at', 'crashes', 'tokens')
-  return {h[1], h[2], h[3] and at - h[3] or 0, h[4], h[5],
+                     'started_at', 'nonce', 'model', 'created_at', 'eta_ms', 'fence', 'attempt',
+                     'generating_at', 'crashes', 'tokens')
+local function granted(fence, attempt)
+  return {fence, attempt, r[14] and at - r[14] or 0, r[15], r[16],
           unpack(redis.call('HMGET', P..'doc:'..id, 'request', 'spec', 'media'))}
 end
-if r[3] == '1' and r[8] == nonce then return granted() end  -- asked again after a lost answer
+if r[3] == '1' and r[8] == nonce then return granted(r[12], r[13]) end  -- asked a second time
 if not r[1] or TERMINAL[r[1]] or r[2] ~= lane or r[3] == '1' then return nil end
-if not redis.call('ZSCORE', P..'queued:'..r[4], id) then return nil end  -- not due yet
 local start_by = lane == 'chat' and redis.call('ZSCORE', P..'start_by', id)
 if start_by and at > tonumber(start_by) then return nil end  -- too late: the sweeper ends it
-redis.call('HINCRBY', job, 'fence', 1)
-local attempt, status, stage
+if not leave_queue(id, r[4]) then return nil end  -- not due yet
+local fence, attempt = tostring(r[12] + 1), tonumber(r[13])
+local status, stage, first
 if lane == 'media' then
-  attempt = tonumber(redis.call('HGET', job, 'attempt'))
-  status, stage = 'queued', 'fetching'
-  if not r[6] then redis.call('HSET', job, 'media_at', at) end
+  status, stage, first = 'queued', 'fetching', not r[6] and 'media_at'
 else
-  attempt = redis.call('HINCRBY', job, 'attempt', 1)
-  status, stage = 'in_progress', 'waiting_engine'
-  if not r[7] then
-    redis.call('HSET', job, 'started_at', at)
-    owe_job(id, 'started', at)
-  end
+  attempt = attempt + 1
+  status, stage, first = 'in_progress', 'waiting_engine', not r[7] and 'started_at'
+  if first then owe_job(id, 'started', at) end
   if attempt == 1 and r[11] then
     observe('eta_error', r[9], math.abs(at - r[10] - r[11]))
   end
-  redis.call('ZREM', P..'start_by', id)
+  if start_by then redis.call('ZREM', P..'start_by', id) end
 end
 redis.call('HSET', job, 'held', 1, 'owner', owner, 'nonce', nonce, 'piece', 0, 'status', status,
-           'stage', stage, 'claimed_at', at)
-leave_queue(id, r[4])
+           'stage', stage, 'claimed_at', at, 'fence', fence, 'attempt', attempt,
+           unpack(first and {first, at} or {}))
 redis.call('ZADD', P..'leases', at + ARGV[6], id)
 redis.call('SADD', P..'owned:'..owner, id)
 local hw = redis.call('HGET', P..'hw', r[4])
 if not hw or tonumber(hw) < tonumber(r[5]) then redis.call('HSET', P..'hw', r[4], r[5]) end
 keep_pace(lane == 'media' and lane or 'chat.'..r[9], tonumber(r[5]), at)
 emit_status(id, status, stage, attempt, at)
-return granted()
+return granted(fence, attempt)
 """
 
 # → {lost ids…}, {ids to cancel…}
