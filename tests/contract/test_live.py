@@ -134,14 +134,16 @@ async def test_a_follower_that_comes_as_the_last_one_leaves_misses_nothing(
     await leaving.has(1)
     await asyncio.wait_for(live._confirmed[channel].wait(), LIMIT_S)
 
+    (left,) = live._mailboxes[channel]
+
     async with live._changing:  # both wish to change the subscription at the same moment
         leaving.task.cancel()
         coming = Follower(live, hold.job_id)
-        await coming.has(1)
         async with asyncio.timeout(LIMIT_S):
-            while not live._mailboxes.get(channel):  # noqa: ASYNC110 - the follower's own task
+            while left in live._mailboxes[channel] or not live._mailboxes[channel]:  # noqa: ASYNC110
                 await asyncio.sleep(0)
     await asyncio.wait({leaving.task}, timeout=LIMIT_S)
+    await coming.has(1)
     await write(store, hold, 1)
     await asyncio.wait_for(coming.has(2), 2)
     await store.finish(hold, ended("1 "))
@@ -300,3 +302,31 @@ async def test_a_job_that_runs_and_ends_while_a_follower_attaches_is_told_whole(
     assert events[-1].is_last
     await live.close()
     await door.close()
+
+
+async def test_a_subscription_that_breaks_while_nobody_follows_serves_the_next_one(
+    store: JobStore, door: RedisDoor, live: LiveEvents
+):
+    await Follower(live, await completed(store)).all()
+    host, port = live._pubsub.connection._writer.get_extra_info("sockname")
+    await door.redis.execute_command("CLIENT", "KILL", "ADDR", f"{host}:{port}")
+    hold = await running(store)
+
+    follower = Follower(live, hold.job_id)
+    await follower.has(1)
+    await write(store, hold, 1)
+    await store.finish(hold, ended("1 "))
+
+    assert await follower.all() == await door.events(hold.job_id)
+
+
+async def test_what_came_together_is_handed_on_together(
+    store: JobStore, door: RedisDoor, live: LiveEvents
+):
+    hold = await running(store)
+    await write(store, hold, 1, 2)
+    await store.finish(hold, ended("1 2 "))
+
+    together = [list(events) async for events in live.follow_together(hold.job_id)]
+
+    assert together == [await door.events(hold.job_id)]

@@ -12,6 +12,9 @@ from typing import Any
 
 from worker.contract.job import TERMINAL, Said
 
+QUEUED_SEQ = 1
+"""The number of a job's first event, which is never stored."""
+
 STATUS = "status"
 DELTA = "delta"
 TERMINAL_KINDS = frozenset(str(status) for status in TERMINAL)

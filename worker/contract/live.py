@@ -1,21 +1,23 @@
 """Following a job's events as they are written: one Redis subscription per process.
 
-The script that stores an event also publishes it. A follower reads the stored stream from its
-cursor, then takes what is published, and fills any gap in the numbering by a range read: publishing
-is only a hint, the stream is the truth. A thousand followers cost one connection.
+The script that stores an event also publishes it. A follower subscribes, reads the stored stream
+from its cursor, then takes what is published, and fills any gap in the numbering by a range read:
+publishing is only a hint, the stream is the truth. A thousand followers cost one connection.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any
 
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from worker.contract.door import RedisDoor
 from worker.contract.errors import StoreUnavailable
-from worker.contract.events import TERMINAL_KINDS, Event, parse_message
+from worker.contract.events import QUEUED_SEQ, TERMINAL_KINDS, Event, parse_message
 from worker.contract.log import event as log_event
 
 _log = logging.getLogger(__name__)
@@ -24,7 +26,38 @@ _RECONNECT_S = 0.5
 _CONFIRM_S = 5.0
 _RECHECK_S = 10.0  # a silent stream is read again: a lost publication delays, it never loses
 
-_Mailbox = asyncio.Queue[Event | None]  # None: read the stream
+_Hint = Event | None
+"""What was published; None: read the stream."""
+
+
+class _Mailbox:
+    """What was published since its follower last looked. One follower takes, the reader puts."""
+
+    def __init__(self) -> None:
+        self._hints: list[_Hint] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, hint: _Hint) -> None:
+        """Lay a hint down; of too many there remains that there were some."""
+        if len(self._hints) >= _BACKLOG:
+            self._hints, hint = [], None
+        self._hints.append(hint)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[_Hint]:
+        """Wait for hints and take all; silence is one after a while."""
+        if not self._hints:
+            # A bare timer: asyncio.timeout costs several times as much, and this is every event's.
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            silence = loop.call_later(_RECHECK_S, self.put, None)
+            try:
+                await self._waiter
+            finally:
+                silence.cancel()
+        taken, self._hints = self._hints, []
+        return taken
 
 
 class LiveEvents:
@@ -51,49 +84,55 @@ class LiveEvents:
 
         Ends at once after a job's last event. Raises StoreUnavailable when Redis does not answer.
         """
+        async with contextlib.aclosing(self.follow_together(job_id, after)) as followed:
+            async for events in followed:
+                for event in events:
+                    yield event
+
+    async def follow_together(
+        self, job_id: str, after: int = 0
+    ) -> AsyncGenerator[Sequence[Event], None]:
+        """Do the same, with all that is there at a time together: one or more events each."""
         seen = after
-        for event in await self._door.events(job_id, seen):
-            yield event
-            seen = event.seq
-            if event.is_last:
-                return
-        if seen == after and await self._is_over(job_id, seen):
-            return
         async with self._mailbox(self._door.key("live", job_id)) as mailbox:
-            async for event in self._from(job_id, mailbox, seen):
-                yield event
-                if event.is_last:
-                    return
+            events = await self._door.events(job_id, seen)
+            if not events and await self._is_over(job_id, seen):
+                return
+            while True:
+                if events:
+                    yield events
+                    seen = events[-1].seq
+                    if events[-1].is_last:
+                        return
+                events = await self._fresh(job_id, await mailbox.take(), seen)
 
     async def _is_over(self, job_id: str, seen: int) -> bool:
         """Tell whether a cursor stands at or behind the last event: there is nothing to come."""
+        if seen <= QUEUED_SEQ:
+            return False  # something ended it, and would have been found
         key = self._door.key("ev", job_id)
         newest = await self._door.command("XREVRANGE", key, "+", "-", "COUNT", 1)
         if not newest or newest[0][1]["k"] not in TERMINAL_KINDS:
             return False
         return int(newest[0][0].split("-")[0]) <= seen
 
-    async def _from(self, job_id: str, mailbox: _Mailbox, seen: int) -> AsyncIterator[Event]:
-        hint: Event | None = None
-        while True:
+    async def _fresh(self, job_id: str, hints: Sequence[_Hint], seen: int) -> list[Event]:
+        """Return the events behind `seen` that these hints tell of, in order."""
+        fresh: list[Event] = []
+        for hint in hints:
             # Three cases: the next in order; a gap or no hint, so read the stream; an old one.
             if hint is not None and hint.seq == seen + 1:
-                yield hint
+                fresh.append(hint)
                 seen = hint.seq
             elif hint is None or hint.seq > seen:
-                for event in await self._door.events(job_id, seen):
-                    yield event
-                    seen = event.seq
-            try:
-                # Not wait_for: before Python 3.12 it swallows a cancellation that meets an event.
-                async with asyncio.timeout(_RECHECK_S):
-                    hint = await mailbox.get()
-            except TimeoutError:
-                hint = None
+                stored = await self._door.events(job_id, seen)
+                fresh += stored
+                seen = stored[-1].seq if stored else seen
+        return fresh
 
     @contextlib.asynccontextmanager
     async def _mailbox(self, channel: str) -> AsyncIterator[_Mailbox]:
-        mailbox: _Mailbox = asyncio.Queue(_BACKLOG)
+        mailbox = _Mailbox()
         self._mailboxes.setdefault(channel, set()).add(mailbox)
         try:
             await self._subscribe(channel)
@@ -130,12 +169,28 @@ class LiveEvents:
     async def _read(self) -> None:
         while True:
             try:
-                message = await self._pubsub.get_message(timeout=30)
-                if message is not None:
-                    self._dispatch(message["type"], message["channel"], message["data"])
+                await self._read_one()
             except (RedisError, OSError) as error:
                 log_event(_log, "live.reconnecting", level=logging.WARNING, reason=repr(error))
                 await self._reconnect()
+
+    async def _read_one(self) -> None:
+        """Take one message off the line; those that came with it are read without waiting.
+
+        Straight from the connection: `PubSub.get_message` sets a timer and a retry up for each.
+        It keeps the books of what is subscribed, though, so it sees the confirmations.
+        """
+        line: Any = self._pubsub.connection  # redis-py leaves it untyped
+        said = await line.read_response(
+            timeout=math.inf, disconnect_on_error=False, push_request=True
+        )
+        kind, channel, data = said
+        if kind == "message":
+            self._hand_out(channel, parse_message(data))
+            return
+        await self._pubsub.handle_message(said)  # type: ignore[no-untyped-call]  # as above
+        if kind == "subscribe":
+            self._confirm(channel)
 
     async def _reconnect(self) -> None:
         """Subscribe anew to everything that is followed; each confirmation makes followers read."""
@@ -143,6 +198,7 @@ class LiveEvents:
             await _close(self._pubsub)
             self._pubsub = self._door.subscription()
             try:
+                await self._pubsub.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
                 if self._mailboxes:
                     await self._pubsub.subscribe(*self._mailboxes)
             except (RedisError, OSError):
@@ -150,21 +206,18 @@ class LiveEvents:
             else:
                 return
 
-    def _dispatch(self, kind: str, channel: str, data: str) -> None:
-        """Hand a message to its followers. A confirmation may follow a reconnect: read again."""
-        if kind == "subscribe" and channel in self._confirmed:
-            self._confirmed[channel].set()
-        event = parse_message(data) if kind == "message" else None
+    def _confirm(self, channel: str) -> None:
+        """Note that a subscription stands. After a reconnect it is a second one: read again."""
+        confirmed = self._confirmed.get(channel)
+        if confirmed is None:
+            return
+        if confirmed.is_set():
+            self._hand_out(channel, None)
+        confirmed.set()
+
+    def _hand_out(self, channel: str, hint: _Hint) -> None:
         for mailbox in self._mailboxes.get(channel, ()):
-            if mailbox.full():
-                _empty(mailbox)
-                mailbox.put_nowait(None)
-            mailbox.put_nowait(event)
-
-
-def _empty(mailbox: _Mailbox) -> None:
-    while not mailbox.empty():
-        mailbox.get_nowait()
+            mailbox.put(hint)
 
 
 class Orders:
