@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.background import BackgroundTask
 
 from api.deps import Contract
 from api.errors import respond_failed
 from api.joined import joined
 from api.presence import CLIENT_GONE, unless_hung_up
-from api.stream import HEADERS, with_pings
+from api.sse import EventStream
 from worker.contract.choices import ChoicesBody, JobView
 from worker.contract.errors import JobError
 from worker.contract.events import DELTA, Event
@@ -161,23 +161,15 @@ async def _cancel(ids: Sequence[str], uses: Contract) -> None:
 # --- out, in pieces -------------------------------------------------------------------------------
 
 
-def _stream(
-    call: Call, entered: _Entered, uses: Contract, headers: dict[str, str]
-) -> StreamingResponse:
+def _stream(call: Call, entered: _Entered, uses: Contract, headers: dict[str, str]) -> EventStream:
     over = asyncio.Event()
 
     async def leave() -> None:
         if not over.is_set():
             await _leave(call, entered.ids, uses)
 
-    frames = with_pings(_frames(call, entered, uses, over))
-    # Starlette runs it after the last byte, or after the client has hung up.
-    return StreamingResponse(
-        frames,
-        media_type="text/event-stream",
-        headers=HEADERS | headers,
-        background=BackgroundTask(leave),
-    )
+    frames = _frames(call, entered, uses, over)
+    return EventStream(frames, headers, background=BackgroundTask(leave))
 
 
 async def _frames(

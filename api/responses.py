@@ -7,14 +7,14 @@ from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.background import BackgroundTask
 
 from api.deps import Contract, Uses
 from api.jobs import CANCEL_WAIT_S, cursor_of, until_ended
 from api.presence import CLIENT_GONE, unless_hung_up
 from api.schemas import ERRORS, InputItemList, ResponseDeleted, ResponseView
-from api.stream import HEADERS, with_pings
+from api.sse import EventStream
 from worker.contract.errors import InvalidRequest, JobError
 from worker.contract.responses import view
 from worker.contract.responses.body import Includable, ResponseBody
@@ -127,14 +127,9 @@ def _cursor(last_event_id: str | None, starting_after: int | None) -> int:
     return cursor_of(last_event_id, starting_after)
 
 
-def _stream(found: Found, after: int, uses: Contract) -> StreamingResponse:
-    # Starlette runs the task after the last byte, or after the client has hung up.
-    return StreamingResponse(
-        with_pings(_frames(found, after, uses)),
-        media_type="text/event-stream",
-        headers=HEADERS | _job_header(found),
-        background=BackgroundTask(_forget_unstored, found, uses),
-    )
+def _stream(found: Found, after: int, uses: Contract) -> EventStream:
+    forget = BackgroundTask(_forget_unstored, found, uses)
+    return EventStream(_frames(found, after, uses), _job_header(found), background=forget)
 
 
 async def _frames(found: Found, after: int, uses: Contract) -> AsyncGenerator[bytes, None]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.background import BackgroundTask
+from starlette.types import Message
 
-from api.stream import with_pings
+from api.sse import EventStream
 from tests.support.sse import Frame, frames, text_of
 
 CHINESE = "图片中一共有四只羊，它们在草地上。\n第二行“引号”\\ 😀 end"
@@ -160,21 +162,73 @@ async def test_a_cursor_that_is_no_number_is_refused(http: httpx.AsyncClient, ba
     assert response.json()["error"]["param"] == "Last-Event-ID"
 
 
+class Line:
+    """The server's side of one request: what was sent, and whether the client is still there."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.is_whole = False
+        self.hung_up = asyncio.Event()
+        self._more = asyncio.Condition()
+
+    async def receive(self) -> Message:
+        await self.hung_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            self.is_whole = not message["more_body"]
+            async with self._more:
+                self.sent.append(message["body"])
+                self._more.notify_all()
+
+    async def has(self, count: int) -> None:
+        async with asyncio.timeout(10), self._more:
+            await self._more.wait_for(lambda: len(self.sent) >= count)
+
+
+async def serve(stream: EventStream, line: Line) -> None:
+    async with asyncio.timeout(10):
+        await stream({"type": "http"}, line.receive, line.send)
+
+
 async def test_a_line_without_news_is_kept_open_by_comments():
-    news = asyncio.Event()
+    news, line = asyncio.Event(), Line()
 
     async def frames_later() -> AsyncGenerator[bytes, None]:
         await news.wait()
         yield b"data: 1\n\n"
 
-    told = []
-    async for frame in with_pings(frames_later(), every_s=0.001):
-        told.append(frame)
-        if len(told) == 3:
-            news.set()
+    serving = asyncio.create_task(serve(EventStream(frames_later(), ping_s=0.001), line))
+    await line.has(2)
+    news.set()
+    await serving
 
-    assert set(told[:-1]) == {b": ping\n\n"}
-    assert told[-1] == b"data: 1\n\n"
+    told = [frame for frame in line.sent if frame != b": ping\n\n"]
+    assert line.sent[:2] == [b": ping\n\n"] * 2
+    assert told == [b"data: 1\n\n", b""]
+    assert line.is_whole
+
+
+async def test_a_client_that_hangs_up_ends_its_frames_and_what_comes_after_still_runs():
+    ended: list[str] = []
+    line = Line()
+
+    async def frames_for_ever() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"data: 1\n\n"
+            await asyncio.Event().wait()
+        finally:
+            ended.append("frames")
+
+    after = BackgroundTask(ended.append, "background")
+    serving = asyncio.create_task(serve(EventStream(frames_for_ever(), background=after), line))
+    await line.has(1)
+    line.hung_up.set()
+    await serving
+
+    assert ended == ["frames", "background"]
+    assert not line.is_whole
 
 
 async def test_a_stream_of_no_job_is_an_ordinary_404(http: httpx.AsyncClient):
