@@ -12,6 +12,7 @@ from worker.bench.load import Load, Sample
 _WAIT_S = 60
 _OK = 400  # below
 _ENDS = {"completed", "failed", "cancelled", "expired"}
+_LAST = {kind.encode() for kind in _ENDS}
 
 
 class Client:
@@ -80,14 +81,18 @@ class Client:
         sample.queue_s = (job.get("timings") or {}).get("queue_s")
 
     async def _streamed(self, job: dict[str, Any], sample: Sample) -> dict[str, Any]:
+        last = b""
         async with self._http.get(f"{self._url}/v1/jobs/{job['id']}/events") as answer:
             answer.raise_for_status()
+            # To the end, although the last event has all: else the connection is not kept.
             async for kind, data in _events(answer):
                 if kind == b"delta":
                     _take_piece(sample)
-                elif kind.decode() in _ENDS:
-                    return dict(json.loads(data))
-        raise ValueError("the stream ended before its job")
+                elif kind in _LAST:
+                    last = data
+        if not last:
+            raise ValueError("the stream ended before its job")
+        return dict(json.loads(last))
 
     async def _awaited(self, job: dict[str, Any], sample: Sample) -> dict[str, Any]:
         while job.get("status") not in _ENDS and sample.error is None:
@@ -111,9 +116,9 @@ async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[bytes, 
     async for chunk in answer.content.iter_any():
         *whole, rest = (rest + chunk).split(b"\n\n")
         for frame in whole:
-            fields = dict(line.partition(b": ")[::2] for line in frame.split(b"\n"))
-            if b"data" in fields:
-                yield fields.get(b"event", b""), fields[b"data"]
+            head, has_data, data = frame.partition(b"data: ")
+            if has_data:
+                yield head.partition(b"event: ")[2].rstrip(), data
 
 
 def _take_chunk(chunk: dict[str, Any], sample: Sample) -> None:

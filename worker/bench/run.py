@@ -10,6 +10,8 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
+import uvloop
+
 from worker.bench.client import Client
 from worker.bench.load import Load, Report, Sample, body, report
 
@@ -33,10 +35,10 @@ def bench(load: Load, processes: int = 1, advance: Advance = lambda _: None) -> 
     Raises:
         ValueError: the server does not answer or serves no model, or the load is none.
     """
-    load = asyncio.run(_completed(load))
+    load = uvloop.run(_completed(load))
     first = secrets.randbelow(_RUNS) * _RUN
     if processes == 1:
-        samples = asyncio.run(run(load, first=first, advance=advance))
+        samples = uvloop.run(run(load, first=first, advance=advance))
     else:
         samples = _divided(load, first, processes)
         for sample in samples:
@@ -142,7 +144,7 @@ def _share(load: Load, number: int, processes: int) -> Load:
 def _in_process(load: Load, first: int, start_at: float) -> list[Sample]:
     if not (load.jobs or load.inside or load.rate):
         return []
-    return asyncio.run(run(load, first=first, start_at=start_at))
+    return uvloop.run(run(load, first=first, start_at=start_at))
 
 
 def _window(load: Load, samples: list[Sample]) -> tuple[float, float] | None:
