@@ -159,16 +159,22 @@ class RedisDoor:
         was_silent = self._is_silent
         if was_silent and self._is_probed and not insist:
             raise self._silence()
+        if self._room.locked():
+            await self._queue_for_room()
+        else:
+            await self._room.acquire()  # at once: no timer is worth it
+        # Who has waited already does not wait for a trial as well: the next caller makes it.
+        if self._is_silent and (self._is_probed or not was_silent) and not insist:
+            self._room.release()
+            raise self._silence()
+
+    async def _queue_for_room(self) -> None:
         try:
             async with asyncio.timeout(_CONNECTION_S):
                 await self._room.acquire()
         except TimeoutError as error:
             msg = f"all connections to Redis at {self._where} are busy"
             raise StoreUnavailable(msg, was_asked=False) from error
-        # Who has waited already does not wait for a trial as well: the next caller makes it.
-        if self._is_silent and (self._is_probed or not was_silent) and not insist:
-            self._room.release()
-            raise self._silence()
 
     def _silence(self) -> StoreUnavailable:
         return StoreUnavailable(f"Redis at {self._where} has stopped answering", was_asked=False)
