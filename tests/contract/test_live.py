@@ -307,7 +307,12 @@ async def test_a_job_that_runs_and_ends_while_a_follower_attaches_is_told_whole(
 async def test_a_subscription_that_breaks_while_nobody_follows_serves_the_next_one(
     store: JobStore, door: RedisDoor, live: LiveEvents
 ):
-    await Follower(live, await completed(store)).all()
+    first = await running(store)
+    earlier = Follower(live, first.job_id)
+    await earlier.has(1)
+    await asyncio.wait_for(live._confirmed[door.key("live", first.job_id)].wait(), LIMIT_S)
+    await store.finish(first, ended("x"))
+    await earlier.all()
     host, port = live._pubsub.connection._writer.get_extra_info("sockname")
     await door.redis.execute_command("CLIENT", "KILL", "ADDR", f"{host}:{port}")
     hold = await running(store)

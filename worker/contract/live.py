@@ -195,16 +195,20 @@ class LiveEvents:
     async def _reconnect(self) -> None:
         """Subscribe anew to everything that is followed; each confirmation makes followers read."""
         while True:
-            await _close(self._pubsub)
-            self._pubsub = self._door.subscription()
             try:
-                await self._pubsub.connect()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
-                if self._mailboxes:
-                    await self._pubsub.subscribe(*self._mailboxes)
+                async with self._changing:  # a wish in between would open a second line
+                    await self._open_anew()
             except (RedisError, OSError):
                 await asyncio.sleep(_RECONNECT_S)
             else:
                 return
+
+    async def _open_anew(self) -> None:
+        await _close(self._pubsub)
+        self._pubsub = self._door.subscription()
+        await self._pubsub.connect()  # type: ignore[no-untyped-call]  # as above
+        if self._mailboxes:
+            await self._pubsub.subscribe(*self._mailboxes)
 
     def _confirm(self, channel: str) -> None:
         """Note that a subscription stands. After a reconnect it is a second one: read again."""
