@@ -19,13 +19,12 @@ class Room:
     tokens: int
     is_alone: bool
     admitted: "asyncio.Future[None]"
-    admit_others: Callable[[], None]
+    resize: "Callable[[Room, int], None]"
 
     def is_now(self, tokens: int) -> None:
         """Say how many tokens the job occupies at most; what it does not need is given back."""
         if tokens != self.tokens:
-            self.tokens = tokens
-            self.admit_others()
+            self.resize(self, tokens)
 
 
 class Batcher:
@@ -39,6 +38,7 @@ class Batcher:
         self._budget = max_batch_tokens
         self._waiting: deque[Room] = deque()
         self._inside: set[Room] = set()
+        self._used = 0  # tokens of all who are inside: to count anew for every job takes too long
 
     def __len__(self) -> int:
         return len(self._inside)
@@ -53,7 +53,7 @@ class Batcher:
         `alone`: nobody else is inside meanwhile, for a job that is suspected of killing engines.
         """
         entered = asyncio.get_running_loop().create_future()
-        entry = Room(tokens, alone, entered, self._admit)
+        entry = Room(tokens, alone, entered, self._resize)
         if first:
             self._waiting.appendleft(entry)
         else:
@@ -63,22 +63,36 @@ class Batcher:
             await entry.admitted
             yield entry
         finally:
-            self._inside.discard(entry)
+            self._leave(entry)
+
+    def _resize(self, entry: Room, tokens: int) -> None:
+        if entry in self._inside:
+            self._used += tokens - entry.tokens
+        entry.tokens = tokens
+        self._admit()
+
+    def _leave(self, entry: Room) -> None:
+        if entry in self._inside:
+            self._inside.remove(entry)
+            self._used -= entry.tokens
+        else:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(entry)
-            self._admit()
+        self._admit()
 
     def _admit(self) -> None:
         while self._waiting and self._fits(self._waiting[0]):
             entry = self._waiting.popleft()
             if not entry.admitted.cancelled():
                 self._inside.add(entry)
+                self._used += entry.tokens
                 entry.admitted.set_result(None)
 
     def _fits(self, entry: Room) -> bool:
         if not self._inside:
             return True
-        if entry.is_alone or any(other.is_alone for other in self._inside):
+        if len(self._inside) >= self._slots or self._used + entry.tokens > self._budget:
             return False
-        used = sum(other.tokens for other in self._inside)
-        return len(self._inside) < self._slots and used + entry.tokens <= self._budget
+        return (
+            not entry.is_alone and not next(iter(self._inside)).is_alone
+        )  # who then is the only one
