@@ -44,6 +44,8 @@ class _Pending:
         return out
 
     def _joined(self, deltas: list[Delta]) -> Piece:
+        if len(deltas) == 1 and not deltas[0].tool_calls and not deltas[0].logprobs:
+            return self._plain(deltas[0])
         calls = [call for delta in deltas for call in delta.tool_calls]
         first, self.calls = self.calls, self.calls + len(calls)
         return Piece(
@@ -55,6 +57,17 @@ class _Pending:
             reasoning="".join(delta.reasoning for delta in deltas),
             tool_calls=call_objects(self.hold.job_id, first, calls),
             logprobs=tuple(logprob_object(entry) for d in deltas for entry in d.logprobs),
+        )
+
+    def _plain(self, delta: Delta) -> Piece:
+        """Return what most pieces are, without the joining."""
+        return Piece(
+            self.hold.job_id,
+            self.hold.fence,
+            self._next_number(),
+            delta.text,
+            delta.token_ids,
+            reasoning=delta.reasoning,
         )
 
     def _next_number(self) -> int:
