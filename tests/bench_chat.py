@@ -1,9 +1,10 @@
 """What a job costs each process in CPU time, from its submission to the end of its stream.
 
-    python -m tests.bench_chat [--jobs 1024] [--rate 60] [--pixels 448] [--json]
+    python -m tests.bench_chat [--jobs 1024] [--tokens 128] [--rate 60] [--pixels 448] [--json]
 
-Starts everything with `forebay up` and the echo engine, which says 128 tokens at `rate` a second,
-about what a GPU gives to each of 256 answers, and asks for all jobs at once. Prints CPU
+Starts everything with `forebay up` and the echo engine, which says `tokens` at `rate` a second,
+about what a GPU gives to each of 256 answers (`--tokens 36 --rate 17` is how LMDeploy's 128 come,
+3.5 at a time), and asks for all jobs at once. Prints CPU
 milliseconds per job of each process and its threads: `hub` is a process' main thread (Celery's, in
 a worker), `loop` the busiest other one. CPU time is what counts: one process' share of a core is
 what bounds jobs per second, and unlike the rate it hardly depends on who else uses the machine.
@@ -23,7 +24,6 @@ from tests.support.up import Up, up
 from worker.bench.load import Load, Report
 from worker.bench.run import bench
 
-TOKENS = 128
 WARM_UP = 64  # jobs that nobody times: imports, connections
 TICK_S = 0.01
 ROLES = {
@@ -48,6 +48,7 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--rate", type=float, default=60.0, help="tokens per second of each answer")
     parser.add_argument("--pixels", type=int, default=448, help="a picture's side, 0 for text")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -60,7 +61,7 @@ def main() -> None:
                 api="jobs",
                 jobs=WARM_UP,
                 pixels=args.pixels,
-                prompt=f"[[tokens={TOKENS} rate={args.rate:g}]] number {{number}}",
+                prompt=f"[[tokens={args.tokens} rate={args.rate:g}]] number {{number}}",
             )
             bench(load)
             report, used = measure(running, load, args.jobs)
