@@ -1,15 +1,18 @@
 """`forebay bench` against our own server, and against one that only speaks OpenAI's chat."""
 
 import asyncio
+import base64
+import io
 import json
 from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from tests.support.processes import Service
 from tests.support.web import Answer, Web, web_server
-from worker.bench.load import Load, Sample, body, picture_url, report
+from worker.bench.load import Load, Sample, another, body, picture_url, report
 from worker.bench.run import bench, run
 from worker.cli import cli
 
@@ -110,6 +113,19 @@ def test_every_request_has_its_own_picture_and_the_same_one_each_time():
 
     assert first == again != other
     assert picture_url(112, 1).startswith("data:image/jpeg;base64,")
+
+
+def test_a_drawn_picture_comes_again_as_another_file_of_the_same_pixels():
+    drawn = picture_url(112, 1)
+
+    files = [base64.b64decode(url.partition(",")[2]) for url in (drawn, *_others(drawn))]
+
+    assert len(set(files)) == 3
+    assert len({Image.open(io.BytesIO(file)).tobytes() for file in files}) == 1
+
+
+def _others(url: str) -> list[str]:
+    return [another(url, number) for number in (7, 10**13)]
 
 
 def test_rates_of_a_steady_load_count_what_ended_in_the_window():

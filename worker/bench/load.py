@@ -11,6 +11,7 @@ from typing import Any
 from worker.demo.scenes import draw, make_scene
 
 QUESTION = "Describe the picture in detail. Photo number {number} of the set."
+_JPEG_URL = "data:image/jpeg;base64,"
 PLAIN_QUESTION = "Write a long story about the sheep number {number} of a large flock."
 
 
@@ -77,12 +78,15 @@ class Report:
         return asdict(self)
 
 
-def body(load: Load, number: int) -> dict[str, Any]:
-    """Return one request's body; requests of different numbers have different pictures."""
+def body(load: Load, number: int, url: str = "") -> dict[str, Any]:
+    """Return one request's body; requests of different numbers have different pictures.
+
+    `url`: that of its picture, where it was drawn before.
+    """
     question = (load.prompt or (QUESTION if load.pixels else PLAIN_QUESTION)).format(number=number)
     content: Any = question
     if load.pixels:
-        picture = {"type": "image_url", "image_url": {"url": picture_url(load.pixels, number)}}
+        picture = {"type": "image_url", "image_url": {"url": url or picture_url(load.pixels, number)}}
         content = [picture, {"type": "text", "text": question}]
     return {
         "model": load.model,
@@ -97,7 +101,14 @@ def picture_url(pixels: int, number: int) -> str:
     """Return a cartoon meadow as a JPEG data URL; the number decides what is on it."""
     file = io.BytesIO()
     draw(make_scene(number, pixels, pixels)).save(file, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return _JPEG_URL + base64.b64encode(file.getvalue()).decode()
+
+
+def another(url: str, number: int) -> str:
+    """Return the same JPEG as another file, with a number in a comment: no server has seen it."""
+    start = len(_JPEG_URL) + 4  # of base64 after the three bytes with which every JPEG begins
+    comment = b"\xff\xd8\xff\xfe\x00\x10%014d\xff" % number
+    return _JPEG_URL + base64.b64encode(comment).decode() + url[start:]
 
 
 def report(samples: Sequence[Sample], window: tuple[float, float] | None = None) -> Report:

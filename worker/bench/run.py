@@ -4,7 +4,7 @@ import asyncio
 import multiprocessing
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -13,12 +13,13 @@ from typing import Any
 import uvloop
 
 from worker.bench.client import Client
-from worker.bench.load import Load, Report, Sample, body, report
+from worker.bench.load import Load, Report, Sample, another, body, picture_url, report
 
 START_S = 3.0
 """How long processes have to get ready before they start together."""
 _SHARE, _RUN, _RUNS = 100_000, 10_000_000, 1000
 """Requests' numbers: those of two processes, and of two runs, are so far apart."""
+_DRAWN = 64
 WARM_UP = 0.15
 """The share of a steady run that no rate counts: the server fills up."""
 
@@ -81,24 +82,23 @@ async def _steadily(
     load: Load, client: Client, first: int, start_at: float, advance: Advance
 ) -> list[Sample]:
     """Keep `inside` requests under way, or let `rate` a second come, for `seconds`."""
-    drawn = [body(load, first + number) for number in range(load.inside or 256)]
-    numbers = count()
+    fresh = _fresh(load, first)
     await asyncio.sleep(max(0.0, start_at - time.monotonic()))
     end = time.monotonic() + load.seconds
     samples: list[Sample] = []
 
     async def send_on() -> None:
         while time.monotonic() < end:
-            samples.append(await _one(client, _fresh(drawn, next(numbers)), advance))
+            samples.append(await _one(client, next(fresh), advance))
 
     if load.inside:
         await asyncio.gather(*(send_on() for _ in range(load.inside)))
         return samples
-    return await _at_rate(load, client, drawn, end, advance)
+    return await _at_rate(load, client, fresh, end, advance)
 
 
 async def _at_rate(
-    load: Load, client: Client, drawn: list[dict[str, Any]], end: float, advance: Advance
+    load: Load, client: Client, fresh: Iterator[dict[str, Any]], end: float, advance: Advance
 ) -> list[Sample]:
     """Send on the clock, whatever the server does: a slow one gets a queue, not less load."""
     begin, sent = time.monotonic(), []
@@ -107,13 +107,23 @@ async def _at_rate(
         if moment >= end:
             break
         await asyncio.sleep(max(0.0, moment - time.monotonic()))
-        sent.append(asyncio.create_task(_one(client, _fresh(drawn, number), advance)))
+        sent.append(asyncio.create_task(_one(client, next(fresh), advance)))
     return list(await asyncio.gather(*sent))
 
 
-def _fresh(drawn: list[dict[str, Any]], number: int) -> dict[str, Any]:
-    """Return a drawn request; drawing while the clock runs would cost the client what it times."""
-    return drawn[number % len(drawn)]
+def _fresh(load: Load, first: int) -> Iterator[dict[str, Any]]:
+    """Yield request after request, each with a picture that no server has seen.
+
+    Drawing while the clock runs would cost the client what it times: a few are drawn before, and
+    come again as other files.
+    """
+    drawn = [picture_url(load.pixels, first + n) for n in range(_DRAWN)] if load.pixels else []
+
+    def requests() -> Iterator[dict[str, Any]]:
+        for number in count(first):
+            yield body(load, number, another(drawn[number % _DRAWN], number) if drawn else "")
+
+    return requests()
 
 
 async def _one(client: Client, request: dict[str, Any], advance: Advance) -> Sample:
