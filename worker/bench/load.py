@@ -86,7 +86,8 @@ def body(load: Load, number: int, url: str = "") -> dict[str, Any]:
     question = (load.prompt or (QUESTION if load.pixels else PLAIN_QUESTION)).format(number=number)
     content: Any = question
     if load.pixels:
-        picture = {"type": "image_url", "image_url": {"url": url or picture_url(load.pixels, number)}}
+        url = url or picture_url(load.pixels, number)
+        picture = {"type": "image_url", "image_url": {"url": url}}
         content = [picture, {"type": "text", "text": question}]
     return {
         "model": load.model,
