@@ -1,7 +1,7 @@
 """Joins the deltas of all jobs of a process and writes them in one call per flush.
 
-The first piece of an idle moment leaves at once; while pieces keep coming, one flush every
-`FLUSH_S` carries every job's text. A flush that fails is repeated as it was until Redis answers:
+The first piece of an idle moment leaves at once; while text keeps coming, one flush every
+`FLUSH_S` carries every job's. A flush that fails is repeated as it was until Redis answers:
 pieces are numbered, so what did arrive is not written twice.
 """
 
@@ -117,14 +117,16 @@ class DeltaStream:
             await self._wake.wait()
             self._wake.clear()
             async with self._writing:
-                await self._flush()
-            await asyncio.sleep(FLUSH_S)
+                has_text = await self._flush()
+            if has_text:  # an answer's first text does not wait for the news that it begins
+                await asyncio.sleep(FLUSH_S)
 
     def _mark(self, pending: _Pending) -> None:
         self._dirty[_key(pending.hold)] = pending
         self._wake.set()
 
-    async def _flush(self) -> None:
+    async def _flush(self) -> bool:
+        """Write what there is; return whether there was text."""
         dirty, self._dirty = self._dirty, {}
         pieces = [piece for pending in dirty.values() for piece in pending.cut()]
         while pieces:
@@ -142,7 +144,8 @@ class DeltaStream:
             else:
                 if refused:
                     self._on_refused(refused)
-                return
+                break
+        return any(piece.text is not None for piece in pieces)
 
 
 def _key(hold: Hold) -> str:

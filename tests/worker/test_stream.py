@@ -97,6 +97,19 @@ async def test_the_first_piece_leaves_at_once_and_later_ones_are_joined(
     assert len(flaky.calls) == 2
 
 
+async def test_the_first_text_does_not_wait_for_the_news_that_generation_began(
+    stream: DeltaStream, flaky: FlakyStore, door: RedisDoor, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("worker.stream.FLUSH_S", 3600.0)
+    hold = await running(flaky)
+    stream.begin(hold)
+    await events_of(door, hold, 1)
+
+    stream.add(hold, delta("四"))
+
+    assert [event.text for event in await events_of(door, hold, 2)] == ["", "四"]
+
+
 async def test_one_flush_carries_every_jobs_text(
     stream: DeltaStream, flaky: FlakyStore, door: RedisDoor
 ):
