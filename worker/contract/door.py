@@ -14,6 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from worker.contract import batch_scripts, debt_scripts, keys, record, scripts
 from worker.contract.errors import JobGone, JobNotFound, StoreUnavailable
 from worker.contract.events import Event
+from worker.contract.lua import link
 from worker.contract.settings import Settings, without_password
 
 _ANSWER_S = 5.0  # Redis answers within milliseconds: who is silent for so long is not there
@@ -42,10 +43,10 @@ class _Script:
     """
 
     def __init__(self, body: str) -> None:
-        self.text = (
-            f"{scripts.PRELUDE}\nlocal function main()\n{body}\nend\n"
-            f"local answer = main()\nreturn {{WOKEN, answer}}"
+        main = (
+            f"local function main()\n{body}\nend\nlocal answer = main()\nreturn {{WOKEN, answer}}"
         )
+        self.text = link(scripts.PRELUDE, main)
         for name, value in _CONSTANTS.items():
             self.text = self.text.replace(name, str(value))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
