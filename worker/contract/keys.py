@@ -99,6 +99,12 @@ def ticket(job_id: str, queue: str) -> str:
     return f"{job_id} {queue}"
 
 
+def ticket_parts(ticket: str) -> tuple[str, str]:
+    """Return job id and queue of a ticket in the outbox."""
+    job_id, queue = ticket.split(" ", 1)
+    return job_id, queue
+
+
 def first_lane(*, has_media: bool) -> Lane:
     """Return where a new job waits first."""
     return Lane.MEDIA if has_media else Lane.CHAT

@@ -474,7 +474,7 @@ redis.call('SET', P..'gone:'..ARGV[2], 1, 'EX', ARGV[3])
 return 'ok'
 """
 
-# → {jobs taken back, expired, timed out, erased, {id, queue}…}: tickets to publish now.
+# → {jobs taken back, expired, timed out, erased, ticket…}: tickets to publish now.
 # The cost grows with what is due, never with what exists.
 SWEEP = """
 -- max crashes, errors (JSON): last crash, this crash, too late, too long; tombstone_s, limit,
@@ -521,7 +521,7 @@ end
 local out = {#lost, #late, #long, #old}
 local later = {}
 for i, ticket in ipairs(due('outbox', at)) do
-  out[#out + 1] = {ticket:match('^(%S+) (.*)$')}
+  out[#out + 1] = ticket
   later[2 * i - 1], later[2 * i] = at + RETICKET, ticket
 end
 if #later > 0 then redis.call('ZADD', P..'outbox', unpack(later)) end

@@ -324,7 +324,7 @@ class JobStore:
             _SWEEP_BATCH,
             int(silent_too),
         )
-        return Swept(lost, late, long, old, tuple((job_id, queue) for job_id, queue in tickets))
+        return Swept(lost, late, long, old, tuple(keys.ticket_parts(ticket) for ticket in tickets))
 
     async def stalled_queues(self, age_s: float) -> list[str]:
         """Return queues in which a job has waited for longer than `age_s`."""
