@@ -20,7 +20,7 @@ local function high(id) return low(id) end
 ALL = re.findall(r"^local (?:function )?(\w+)", PRELUDE, re.MULTILINE)
 
 
-def _defined(text):
+def _defined(text: str) -> list[str]:
     return re.findall(r"^local (?:function )?(\w+)", text, re.MULTILINE)
 
 
@@ -36,7 +36,7 @@ def test_names_in_comments_and_strings_are_no_calls():
 
 
 @pytest.mark.parametrize("name", sorted(_SCRIPTS))
-def test_no_script_names_a_shared_definition_that_it_was_not_given(name):
+def test_no_script_names_a_shared_definition_that_it_was_not_given(name: str):
     text = re.sub(r"--[^\n]*", "", _SCRIPTS[name].text)
     called = set(re.findall(r"(?<![\w.:'])(\w+)(?=[(\[])", text))
 
