@@ -241,10 +241,11 @@ def test_a_damaged_memory_of_passwords_is_not_replaced_by_a_new_one(tmp_path: Pa
 def test_a_server_on_path_is_taken_and_too_old_a_one_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setenv("PATH", str(tmp_path))  # this machine may have one of its own
     wheel = embedded.redis_server(DataDir(tmp_path / "wheel")).command.argv[0]
     for version, taken in (("6.0.16", False), ("7.0.15", True)):
         fake = program(tmp_path / version / "redis-server", f"echo Redis server v={version}")
-        monkeypatch.setenv("PATH", f"{fake.parent}:{os.defpath}")
+        monkeypatch.setenv("PATH", str(fake.parent))
 
         found = embedded.redis_server(DataDir(tmp_path / f"data-{version}")).command.argv[0]
 
