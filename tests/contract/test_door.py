@@ -131,6 +131,18 @@ async def a_silent_redis(
         yield door, network, probe
 
 
+async def test_a_transport_that_was_closed_meanwhile_is_a_redis_that_does_not_answer(
+    door: RedisDoor,
+):
+    async def fails(text: str) -> None:
+        raise RuntimeError(text)
+
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        await door.guard(fails("unable to …; the handler is closed"))  # as uvloop says it
+    with pytest.raises(RuntimeError, match="ours"):
+        await door.guard(fails("a fault of ours"))
+
+
 async def test_while_redis_is_silent_one_call_asks_and_the_others_fail_at_once(
     make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ):

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from redis.asyncio.client import PubSub
 
 from tests.conftest import MakeSettings
 from tests.support.factories import LOST, claim, completed, ended, running, said, submit
@@ -302,6 +303,38 @@ async def test_a_job_that_runs_and_ends_while_a_follower_attaches_is_told_whole(
     assert events[-1].is_last
     await live.close()
     await door.close()
+
+
+CLOSED = "unable to perform operation on <TCPTransport closed=True>; the handler is closed"
+
+
+@pytest.mark.parametrize("error", [RuntimeError(CLOSED), AttributeError("read_response")])
+async def test_a_follower_goes_on_whatever_the_next_line_raises(
+    store: JobStore,
+    door: RedisDoor,
+    live: LiveEvents,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+):
+    hold = await running(store)
+    follower = Follower(live, hold.job_id)
+    await follower.has(1)
+    await asyncio.wait_for(live._confirmed[door.key("live", hold.job_id)].wait(), LIMIT_S)
+    connect, failing = PubSub.connect, [error]
+
+    async def cut(self: PubSub) -> None:
+        if failing:
+            raise failing.pop()
+        await connect(self)
+
+    monkeypatch.setattr(PubSub, "connect", cut)
+    host, port = live._pubsub.connection._writer.get_extra_info("sockname")
+
+    await door.redis.execute_command("CLIENT", "KILL", "ADDR", f"{host}:{port}")
+    await write(store, hold, 1, 2)
+    await store.finish(hold, ended("1 2 "))
+
+    assert await follower.all() == await door.events(hold.job_id)
 
 
 async def test_a_subscription_that_breaks_while_nobody_follows_serves_the_next_one(

@@ -17,6 +17,7 @@ from worker.contract.events import Event
 from worker.contract.lua import link
 from worker.contract.settings import Settings, without_password
 
+_CLOSED = "the handler is closed"  # uvloop's RuntimeError where asyncio has a ConnectionError
 _ANSWER_S = 5.0  # Redis answers within milliseconds: who is silent for so long is not there
 _CONNECTION_S = 10.0  # to get one of the connections: 500 submissions at once wait for 4 s
 
@@ -177,6 +178,9 @@ class RedisDoor:
             msg = f"all connections to Redis at {self._where} are busy"
             raise StoreUnavailable(msg, was_asked=False) from error
 
+    def _no_answer(self, error: Exception) -> StoreUnavailable:
+        return StoreUnavailable(f"Redis at {self._where} does not answer: {type(error).__name__}")
+
     def _silence(self) -> StoreUnavailable:
         return StoreUnavailable(f"Redis at {self._where} has stopped answering", was_asked=False)
 
@@ -189,8 +193,11 @@ class RedisDoor:
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
-            msg = f"Redis at {self._where} does not answer: {type(error).__name__}"
-            raise StoreUnavailable(msg) from error
+            raise self._no_answer(error) from error
+        except RuntimeError as error:
+            if _CLOSED not in str(error):
+                raise
+            raise self._no_answer(error) from error
         finally:
             # redis-py sends under wait_for, which before Python 3.12 swallows a cancellation that
             # comes as it ends, with an answer or an error (to load a script begins with one):

@@ -170,7 +170,7 @@ class LiveEvents:
         while True:
             try:
                 await self._read_one()
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - see _reconnect
                 log_event(_log, "live.reconnecting", level=logging.WARNING, reason=repr(error))
                 await self._reconnect()
 
@@ -193,12 +193,17 @@ class LiveEvents:
             self._confirm(channel)
 
     async def _reconnect(self) -> None:
-        """Subscribe anew to everything that is followed; each confirmation makes followers read."""
+        """Subscribe anew to everything that is followed; each confirmation makes followers read.
+
+        Whatever a line raises, the answer is another one: a connection that is closed under its
+        user is a RuntimeError of uvloop's, or an AttributeError of redis-py's, as often as one of
+        Redis, and a reader that ends leaves every follower of this process in the dark.
+        """
         while True:
             try:
                 async with self._changing:  # a wish in between would open a second line
                     await self._open_anew()
-            except (RedisError, OSError):
+            except Exception:  # noqa: BLE001 - see above
                 await asyncio.sleep(_RECONNECT_S)
             else:
                 return
@@ -241,7 +246,7 @@ class Orders:
                     message = await self._pubsub.get_message(timeout=30)
                     if message is not None and message["type"] == "message":
                         yield message["data"]
-            except (RedisError, OSError):
+            except (RedisError, OSError, RuntimeError):  # the last one is uvloop's
                 await asyncio.sleep(_RECONNECT_S)
                 await _close(self._pubsub)
                 self._pubsub = self._door.subscription()
