@@ -61,6 +61,7 @@ def main() -> None:
                 api="jobs",
                 jobs=WARM_UP,
                 pixels=args.pixels,
+                max_tokens=args.tokens,  # an answer goes on until there
                 prompt=f"[[tokens={args.tokens} rate={args.rate:g}]] number {{number}}",
             )
             bench(load)

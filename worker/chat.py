@@ -5,8 +5,7 @@ load the pictures → wait for room in the engine → generate, streaming
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from worker.batcher import Batcher, Room
@@ -17,7 +16,6 @@ from worker.contract.store import Piece
 from worker.engine.base import (
     Clip,
     Delta,
-    Engine,
     EngineOptions,
     Part,
     Picture,
@@ -26,7 +24,7 @@ from worker.engine.base import (
     ToolUse,
     Turn,
 )
-from worker.stream import DeltaStream
+from worker.stream import DeltaStream, Line
 from worker.telling import call_objects
 
 _SUSPECT_CRASHES = 2  # a job that was there when two engines died gets its last try alone
@@ -36,6 +34,10 @@ _PLAIN_OPTIONS = frozenset({
 })  # fmt: skip
 
 
+Answer = Callable[[Prompt, Callable[[Delta], None]], Awaitable[None]]
+"""Gives the deltas of a prompt's answer to who takes them; see `EngineProcess.answer`."""
+
+
 class ChatAttempt:
     """One attempt. `cost` tells how many tokens a prompt occupies at most."""
 
@@ -43,7 +45,7 @@ class ChatAttempt:
         self,
         hold: Hold,
         *,
-        engine: Engine,
+        answer: Answer,
         batcher: Batcher,
         stream: DeltaStream,
         objects: ObjectStore,
@@ -52,13 +54,14 @@ class ChatAttempt:
         max_picture_bytes: int,
     ) -> None:
         self._hold = hold
-        self._engine = engine
+        self._answer = answer
         self._batcher = batcher
         self._stream = stream
         self._objects = objects
         self._cost = cost
         self._max_tokens = max_tokens
         self._max_picture_bytes = max_picture_bytes
+        self._line: Line | None = None
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[ToolCall] = []
@@ -74,18 +77,22 @@ class ChatAttempt:
         goes_on = bool(self._hold.emitted_ids) and not is_suspect  # who would hold up all others
         cost = self._cost(prompt)
         async with self._batcher.room(cost, alone=is_suspect, first=goes_on) as room:
-            self._stream.begin(self._hold)
             self._began_at = time.monotonic()
             await self._generate(prompt, room)
 
     async def _generate(self, prompt: Prompt, room: Room) -> None:
+        self._line = line = self._stream.begin(self._hold)
+
+        def take(delta: Delta) -> None:
+            line.add(delta)
+            self._take(delta)
+            room.is_now(self._prompt_tokens + prompt.options.max_tokens)
+
         timeout_s = self._hold.spec.timeout_s
         clock = asyncio.timeout(None if timeout_s is None else timeout_s - self._hold.ran_s)
         try:
-            async with clock, aclosing(self._engine.generate(prompt)) as deltas:
-                async for delta in deltas:
-                    self._take(delta)
-                    room.is_now(self._prompt_tokens + prompt.options.max_tokens)
+            async with clock:
+                await self._answer(prompt, take)
         except TimeoutError as error:
             if not clock.expired():
                 raise
@@ -100,7 +107,6 @@ class ChatAttempt:
         self._tokens += len(delta.token_ids)
         self._prompt_tokens = delta.prompt_tokens or self._prompt_tokens
         self._finish_reason = delta.finish_reason or self._finish_reason
-        self._stream.add(self._hold, delta)
 
     def outcome(self, status: JobStatus, error: JobError | None = None) -> Outcome:
         """Return how it ended: answer and counts over all attempts, time of this one."""
@@ -124,7 +130,7 @@ class ChatAttempt:
 
     async def unwritten(self) -> Sequence[Piece]:
         """Stop streaming; what is left goes with the job's end, in one step."""
-        return await self._stream.end(self._hold)
+        return await self._stream.end(self._line) if self._line is not None else ()
 
     async def hand_on(self) -> None:
         """Return None: an answer ends the job."""

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.prompts import answer_of, ask, decode, picture
+from tests.support.prompts import Answer, answer_of, ask, decode, picture
 from worker.contract.errors import EngineDied, EngineFailed, OutOfMemory
 from worker.engine import EngineSpec, load_engine
+from worker.engine.base import Delta
 from worker.engine.process import EngineProcess
 
 
@@ -116,6 +117,56 @@ async def test_closing_an_iterator_waits_for_the_engines_word(engine: EngineProc
     await closing
 
     assert not done
+
+
+async def test_an_answer_that_is_taken_is_the_one_that_an_iterator_gives(engine: EngineProcess):
+    taken: list[Delta] = []
+
+    await engine.answer(ask("[[tokens=9 rate=1000]]"), taken.append)
+
+    assert Answer(tuple(taken)).text == (await answer_of(engine, ask("[[tokens=9]]"))).text
+    assert len(taken) > 1
+    assert engine.in_flight == 0
+
+
+async def test_a_taken_answer_fails_and_dies_as_an_iterator_does(engine: EngineProcess):
+    taken: list[Delta] = []
+
+    with pytest.raises(OutOfMemory, match=r"\[\[oom\]\]"):
+        await engine.answer(ask("[[oom]]"), taken.append)
+    with pytest.raises(EngineDied):
+        await engine.answer(ask("[[tokens=3]][[die]]"), taken.append)
+
+    assert "".join(delta.text for delta in taken) == "tok1 tok2 tok3"
+
+
+async def test_an_error_of_who_takes_ends_that_answer_alone(engine: EngineProcess):
+    other = asyncio.create_task(answer_of(engine, ask("[[tokens=50 rate=500]]", key="other")))
+
+    with pytest.raises(ZeroDivisionError):
+        await engine.answer(ask("[[tokens=1000 rate=500]]"), lambda _: 1 // 0)
+
+    assert engine.in_flight == 1
+    assert (await engine.counters()).running == 1
+    assert len((await other).token_ids) == 50
+
+
+async def test_a_cancelled_answer_takes_nothing_more_and_returns_once_it_was_dropped(
+    engine: EngineProcess,
+):
+    taken: list[Delta] = []
+    answering = asyncio.create_task(
+        engine.answer(ask("[[tokens=9000 rate=1000]]", max_tokens=9000), taken.append)
+    )
+    await until(lambda: bool(taken))
+
+    answering.cancel()
+    await asyncio.wait({answering})
+    before = len(taken)
+
+    assert answering.cancelled()
+    assert (await engine.counters()).running == 0
+    assert len(taken) == before
 
 
 async def test_errors_arrive_as_what_they_were(engine: EngineProcess):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,11 @@ class ScriptedEngine(EchoEngine):
         finally:
             self.inside -= 1
 
+    async def answer(self, prompt: Prompt, take: Callable[[Delta], None]) -> None:
+        async with aclosing(self.generate(prompt)) as deltas:
+            async for delta in deltas:
+                take(delta)
+
 
 @dataclass
 class House:
@@ -99,7 +105,7 @@ async def house(make_settings: MakeSettings) -> AsyncIterator[House]:
 
     def begin(hold: Hold) -> ChatAttempt:
         return ChatAttempt(
-            hold, engine=engine, batcher=batcher, stream=stream, objects=objects,
+            hold, answer=engine.answer, batcher=batcher, stream=stream, objects=objects,
             cost=estimate_tokens, max_tokens=256, max_picture_bytes=10**6,
         )  # fmt: skip
 

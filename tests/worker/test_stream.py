@@ -84,11 +84,11 @@ async def test_the_first_piece_leaves_at_once_and_later_ones_are_joined(
     stream: DeltaStream, flaky: FlakyStore, door: RedisDoor
 ):
     hold = await running(flaky)
-    stream.begin(hold)
-    stream.add(hold, delta("四"))
+    line = stream.begin(hold)
+    line.add(delta("四"))
     await until(lambda: len(flaky.calls) == 1)
     for text in "只羊在":
-        stream.add(hold, delta(text))
+        line.add(delta(text))
 
     events = await events_of(door, hold, 3)
 
@@ -102,10 +102,10 @@ async def test_the_first_text_does_not_wait_for_the_news_that_generation_began(
 ):
     monkeypatch.setattr("worker.stream.FLUSH_S", 3600.0)
     hold = await running(flaky)
-    stream.begin(hold)
+    line = stream.begin(hold)
     await events_of(door, hold, 1)
 
-    stream.add(hold, delta("四"))
+    line.add(delta("四"))
 
     assert [event.text for event in await events_of(door, hold, 2)] == ["", "四"]
 
@@ -115,8 +115,7 @@ async def test_one_flush_carries_every_jobs_text(
 ):
     holds = [await running(flaky) for _ in range(5)]
     for n, hold in enumerate(holds):
-        stream.begin(hold)
-        stream.add(hold, delta(f"answer {n}"))
+        stream.begin(hold).add(delta(f"answer {n}"))
 
     texts = [(await events_of(door, hold, 2))[-1].text for hold in holds]
 
@@ -130,10 +129,10 @@ async def test_a_flush_that_fails_is_repeated_exactly_and_written_once(
 ):
     hold = await running(flaky)
     setattr(flaky, when, 2)
-    stream.begin(hold)
-    stream.add(hold, delta("a"))
+    line = stream.begin(hold)
+    line.add(delta("a"))
     await until(lambda: len(flaky.calls) == 1)
-    stream.add(hold, delta("b"))
+    line.add(delta("b"))
 
     await until(lambda: len(flaky.calls) == 4)
     events = await events_of(door, hold, 3)
@@ -147,12 +146,12 @@ async def test_the_end_waits_for_a_flush_on_its_way_and_takes_the_rest_along(
 ):
     hold = await running(flaky)
     flaky.gate.clear()
-    stream.begin(hold)
-    stream.add(hold, delta("a"))
+    line = stream.begin(hold)
+    line.add(delta("a"))
     await until(lambda: len(flaky.calls) == 1)
-    stream.add(hold, delta("b"))
+    line.add(delta("b"))
 
-    ending = asyncio.create_task(stream.end(hold))
+    ending = asyncio.create_task(stream.end(line))
     await asyncio.wait({ending}, timeout=0.05)
     is_waiting = not ending.done()
     flaky.gate.set()
@@ -170,17 +169,16 @@ async def test_nothing_arrives_after_the_end(
     stream: DeltaStream, flaky: FlakyStore, door: RedisDoor
 ):
     hold, other = await running(flaky), await running(flaky)
-    stream.begin(hold)
-    stream.add(hold, delta("a"))
-    rest = await stream.end(hold)
+    line = stream.begin(hold)
+    line.add(delta("a"))
+    rest = await stream.end(line)
     await flaky.finish(hold, ended("a"), rest)
-    stream.begin(other)
-    stream.add(other, delta("x"))
+    stream.begin(other).add(delta("x"))
     await events_of(door, other, 2)
 
     assert (await door.events(hold.job_id))[-1].kind == "completed"
     assert all(piece.job_id == other.job_id for call in flaky.calls for piece in call)
-    assert await stream.end(hold) == []
+    assert await stream.end(line) == []
 
 
 async def test_lost_jobs_are_told(
@@ -189,8 +187,7 @@ async def test_lost_jobs_are_told(
     lost, kept = await running(flaky), await running(flaky)
     await flaky.release(lost)
     for hold in (lost, kept):
-        stream.begin(hold)
-        stream.add(hold, delta("x"))
+        stream.begin(hold).add(delta("x"))
 
     await events_of(door, kept, 2)
     await until(lambda: bool(refused))
@@ -205,13 +202,13 @@ async def test_reasoning_calls_and_logprobs_go_along_and_calls_are_numbered_over
     before = call_objects("job", 0, [call])
     first = await running(flaky)
     hold = replace(first, emitted_tool_calls=before)
-    stream.begin(hold)
+    line = stream.begin(hold)
     await events_of(door, hold, 1)
-    stream.add(hold, Delta("", (1,), reasoning="hm", logprobs=(entry,)))
-    stream.add(hold, Delta("a", (2,), tool_calls=(call, call), logprobs=(entry,)))
-    stream.add(hold, Delta("b", (3,), reasoning="m", tool_calls=(call,), logprobs=(entry,)))
+    line.add(Delta("", (1,), reasoning="hm", logprobs=(entry,)))
+    line.add(Delta("a", (2,), tool_calls=(call, call), logprobs=(entry,)))
+    line.add(Delta("b", (3,), reasoning="m", tool_calls=(call,), logprobs=(entry,)))
 
-    (rest,) = await stream.end(hold)
+    (rest,) = await stream.end(line)
 
     assert (rest.text, rest.reasoning, rest.token_ids) == ("ab", "hmm", (1, 2, 3))
     assert rest.tool_calls == call_objects(hold.job_id, 1, [call] * 3)

@@ -17,6 +17,7 @@ from worker.contract.events import Event
 from worker.contract.lua import link
 from worker.contract.settings import Settings, without_password
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # made once
 _CLOSED = "the handler is closed"  # uvloop's RuntimeError where asyncio has a ConnectionError
 _ANSWER_S = 5.0  # Redis answers within milliseconds: who is silent for so long is not there
 _CONNECTION_S = 10.0  # to get one of the connections: 500 submissions at once wait for 4 s
@@ -253,4 +254,4 @@ class RedisDoor:
 
 def dump(value: Any) -> str:
     """Return compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encode(value)

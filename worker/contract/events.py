@@ -17,6 +17,7 @@ QUEUED_SEQ = 1
 
 STATUS = "status"
 DELTA = "delta"
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # made once
 TERMINAL_KINDS = frozenset(str(status) for status in TERMINAL)
 
 
@@ -73,7 +74,7 @@ def delta_data(
         delta["tool_calls"] = tool_calls
     if logprobs:
         delta["logprobs"] = {"content": logprobs}
-    return json.dumps(delta, ensure_ascii=False, separators=(",", ":"))
+    return _encode(delta)
 
 
 def parse_message(message: str) -> Event:

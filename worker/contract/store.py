@@ -7,7 +7,7 @@ Every method raises StoreUnavailable when Redis does not answer. None repeats a 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.contract import callbacks, keys, record, view
 from worker.contract.door import RedisDoor, dump
@@ -64,8 +64,7 @@ class Submitted:
     job: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What one flush writes of one job: a delta, or (`text` None) that generation began.
 
     `number` counts the pieces of a hold from 1; a piece sent again is not written twice. The last

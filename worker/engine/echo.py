@@ -7,7 +7,6 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 
 from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed, OutOfMemory
 from worker.engine.base import Counters, Delta, ModelCard, Prompt, TokenLogprob
@@ -164,7 +163,7 @@ class _Answer:
         is_stopped = self._channels.is_stopped
         words = self._unsent + self._channels.finish()
         reason = self._channels.reason("stop" if is_whole or is_stopped else "length")
-        return replace(self._delta(words, range(0)), finish_reason=reason)
+        return self._delta(words, range(0))._replace(finish_reason=reason)
 
     def _delta(self, words: Words, places: range) -> Delta:
         """Return what is said with the tokens at these places, counted from 0."""

@@ -12,8 +12,8 @@ import signal
 import socket
 import time
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -67,13 +67,32 @@ class EngineProcess:
         Raises:
             EngineDied: the process is gone, by whatever cause; every open iterator says so.
         """
+        items: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
         child = self._living()
-        stream = child.ask(prompt)
+        stream = child.ask(prompt, items.put_nowait)
+        stream.over.add_done_callback(lambda over: items.put_nowait(over.result()))
         try:
-            while isinstance(item := await stream.items.get(), Delta):
+            while isinstance(item := await items.get(), Delta):
                 yield item
             if item is not None:
                 raise item
+        finally:
+            await child.leave(stream)
+
+    async def answer(self, prompt: Prompt, take: Callable[[Delta], None]) -> None:
+        """Give `take` the answer; return at its end, and when cancelled once the engine dropped it.
+
+        What hundreds of answers gained since the last frame arrives in one: each delta is taken
+        where it is read, and no task wakes up for it. An error of `take` ends this answer alone.
+
+        Raises as `generate` does.
+        """
+        child = self._living()
+        stream = child.ask(prompt, take)
+        try:
+            await asyncio.wait({stream.over})
+            if (error := stream.fault or stream.over.result()) is not None:
+                raise error
         finally:
             await child.leave(stream)
 
@@ -149,11 +168,15 @@ class EngineProcess:
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """One open iterator: `items` are its deltas, then None or the error; `over` once out."""
+    """One answer under way: who takes its deltas; `over` once it is out, with the error if any.
+
+    `fault` is what its taker raised.
+    """
 
     number: int
-    over: asyncio.Future[None]
-    items: asyncio.Queue[Delta | JobError | None] = field(default_factory=asyncio.Queue)
+    take: Callable[[Delta], None]
+    over: asyncio.Future[JobError | None]
+    fault: Exception | None = None
 
 
 class _Child:
@@ -198,11 +221,11 @@ class _Child:
         """Seconds since the last message, or since a prompt joined an empty engine."""
         return time.monotonic() - self._heard_at
 
-    def ask(self, prompt: Prompt) -> _Stream:
+    def ask(self, prompt: Prompt, take: Callable[[Delta], None]) -> _Stream:
         """Send a prompt. It gets a number: its key may be used again before all of it is over."""
         if not self.streams:
             self._heard_at = time.monotonic()
-        stream = _Stream(next(self._numbers), asyncio.get_running_loop().create_future())
+        stream = _Stream(next(self._numbers), take, asyncio.get_running_loop().create_future())
         self.streams[stream.number] = stream
         self.outbox.post(("prompt", stream.number, prompt))
         return stream
@@ -222,6 +245,7 @@ class _Child:
 
     async def leave(self, stream: _Stream) -> None:
         """Take a prompt out, and wait (CANCEL_S at most) until the engine has dropped it."""
+        stream.take = _drop
         try:
             if not stream.over.done():
                 self.outbox.post(("cancel", stream.number))
@@ -263,16 +287,22 @@ class _Child:
         match message:
             case ("delta", number, *fields):
                 if stream := self.streams.get(number):
-                    stream.items.put_nowait(Delta(*fields))
+                    self._give(stream, Delta(*fields))
             case ("counters", number, counters):
                 if asked := self.questions.get(number):
                     asked.set_result(counters)
             case ("end", number, error):
                 if stream := self.streams.get(number):
-                    stream.items.put_nowait(error)
-                    stream.over.set_result(None)
+                    stream.over.set_result(error)
             case (("card" | "failed"), outcome):
                 self.loaded.set_result(outcome)
+
+    def _give(self, stream: _Stream, delta: Delta) -> None:
+        try:
+            stream.take(delta)
+        except Exception as fault:  # noqa: BLE001 - whatever it is, it is that answer's alone
+            stream.fault, stream.take = fault, _drop
+            self.outbox.post(("cancel", stream.number))
 
     def _bury(self, how: str) -> None:
         event(log, "engine.ended", pid=self.pid, how=how, in_flight=len(self.streams))
@@ -282,8 +312,11 @@ class _Child:
             self.loaded.set_result(EngineFailed(f"{how} while it loaded the model"))
         for stream in self.streams.values():
             if not stream.over.done():
-                stream.items.put_nowait(EngineDied(how))
-                stream.over.set_result(None)
+                stream.over.set_result(EngineDied(how))
+
+
+def _drop(_: Delta) -> None:
+    """Take what nobody wants any more."""
 
 
 def _kill_group(pid: int) -> None:

@@ -78,7 +78,7 @@ class ChatRuntime(Base):
     def _begin(self, hold: Hold) -> ChatAttempt:
         return ChatAttempt(
             hold,
-            engine=self._engine,
+            answer=self._engine.answer,
             batcher=self._batcher,
             stream=self._stream,
             objects=self._objects,
