@@ -28,14 +28,13 @@ class Line:
     __slots__ = ("_calls", "_deltas", "_has_news", "_hold", "_mark", "_pieces")
 
     def __init__(self, hold: Hold, mark: Callable[["Line"], None]) -> None:
-        """`mark` is called when there is something to write, once until it is cut."""
+        """`mark` is called when there is text to write, once until it is cut."""
         self._hold = hold
         self._mark = mark
         self._pieces = 0
         self._has_news = True  # generation began, not yet said
         self._deltas: list[Delta] = []
         self._calls = len(hold.emitted_tool_calls)  # of all attempts, cut or not
-        mark(self)
 
     def add(self, delta: Delta) -> None:
         """Queue a delta for the next flush."""
@@ -99,8 +98,15 @@ class DeltaStream:
         self._writing = asyncio.Lock()
 
     def begin(self, hold: Hold) -> Line:
-        """Say that the engine now works on this job, and return where its deltas go."""
-        return Line(hold, self._mark)
+        """Say that the engine now works on this job, and return where its deltas go.
+
+        The news waits for others' text, or for its own: each alone would be a write.
+        """
+        if not self._dirty:
+            asyncio.get_running_loop().call_later(FLUSH_S, self._wake.set)
+        line = Line(hold, self._mark)
+        self._dirty[line] = None
+        return line
 
     async def end(self, line: Line) -> list[Piece]:
         """Take out what is not yet written: it goes with the job's end, in one step.

@@ -103,11 +103,23 @@ async def test_the_first_text_does_not_wait_for_the_news_that_generation_began(
     monkeypatch.setattr("worker.stream.FLUSH_S", 3600.0)
     hold = await running(flaky)
     line = stream.begin(hold)
-    await events_of(door, hold, 1)
 
     line.add(delta("四"))
 
     assert [event.text for event in await events_of(door, hold, 2)] == ["", "四"]
+
+
+async def test_the_news_that_generation_began_waits_for_no_text(
+    stream: DeltaStream, flaky: FlakyStore, door: RedisDoor
+):
+    holds = [await running(flaky) for _ in range(5)]
+    for hold in holds:
+        stream.begin(hold)
+
+    news = [(await events_of(door, hold, 1))[-1].data for hold in holds]
+
+    assert all('"generating"' in data for data in news)
+    assert len(flaky.calls) == 1
 
 
 async def test_one_flush_carries_every_jobs_text(

@@ -35,7 +35,7 @@ FRAME_MAX_PIXELS = 200_704
 READ_AHEAD = 8
 """Prompts per reading process that may be inside beyond the seats: read while they wait."""
 _CLOSED = "the LMDeploy engine is closed"
-MAX_READERS = 6
+MAX_READERS = 8
 """Reading processes at most where none are asked for; a picture takes one of them 5 to 13 ms."""
 
 
@@ -66,7 +66,7 @@ class LmdeployEngine:
         self._tp = tp
         self._slots = slots or DEFAULT_SLOTS
         self._context_tokens = context_tokens
-        self._reader_count = readers or max(1, min(MAX_READERS, _cores() // 3))
+        self._reader_count = readers or max(1, min(MAX_READERS, _cores() // 2))
         self._has_prefix_cache = has_prefix_cache
         self._trust_remote_code = trust_remote_code
         self._decode = decode
