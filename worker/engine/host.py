@@ -19,6 +19,11 @@ from worker.engine.base import Engine, Prompt
 from worker.engine.child_process import die_with, ignore_stops
 from worker.engine.wire import Outbox, frames
 
+try:
+    from uvloop import new_event_loop
+except ImportError:
+    from asyncio import new_event_loop  # type: ignore[assignment]  # either is an event loop
+
 LOST_STATUS = 70
 """Exit status of a process whose engine said EngineDied: every prompt inside is lost with it."""
 
@@ -119,7 +124,8 @@ def main() -> None:
     ignore_stops()
     if not die_with(parent_pid):
         _leave(0)
-    asyncio.run(serve(socket.socket(fileno=descriptor)))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(serve(socket.socket(fileno=descriptor)))
 
 
 def _as_job_error(error: BaseException, doing: str) -> JobError:

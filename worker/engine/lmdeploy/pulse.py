@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 UNPACED = 8
 """Up to so many answers inside, every bell is heard at once."""
-TOKENS_A_PIECE = 3.5
-"""What an answer should gain from beat to beat while more are inside: 128 tokens in 36 pieces."""
+TOKENS_A_PIECE = 2.8
+"""What an answer should gain from beat to beat while more are inside: 128 tokens in 45 pieces."""
 SHORTEST_S, LONGEST_S = 0.01, 0.06
 """From beat to beat, however fast or slow the tokens come."""
 
