@@ -48,7 +48,11 @@ class BatchingConsumer(Consumer):  # type: ignore[misc]  # celery ships no types
         if self.task_consumer is None or state.should_stop or state.should_terminate:
             return
         with contextlib.suppress(*self.connection_errors):
-            (self.task_consumer.consume if is_taking else self.task_consumer.cancel)()
+            if is_taking:
+                self.task_consumer.declare()  # a queue that nobody listened to may have expired
+                self.task_consumer.consume()
+            else:
+                self.task_consumer.cancel()
 
     def ensure_connected(self, conn: Any) -> Any:
         """Return once the broker is there; look for it often enough to notice its return."""

@@ -211,7 +211,7 @@ def _serve(
         hostname=f"{args.role}-{_place()}-{args.owner[-6:]}@{platform.node()}",
         pool_cls=pool.AsyncPool,
         concurrency=_in_flight(args.slots) if args.role == "chat" else args.slots,
-        queues=_queues(args),
+        queues=_queues(args, app),
         task_events=True,
         without_mingle=True,
         without_gossip=True,
@@ -229,14 +229,16 @@ def _serve(
     return OK if not worker.exitcode else TRY_AGAIN
 
 
-def _queues(args: argparse.Namespace) -> list[str]:
+def _queues(args: argparse.Namespace, app: Celery) -> list[str]:
     match args.role:
         case "media":
             return [*broker.queues_of(Lane.MEDIA), keys.HOOK_QUEUE]
         case "webhooks":
             return [keys.HOOK_QUEUE]
         case _:
-            return broker.queues_of(Lane.CHAT, _served_name(args))
+            model = _served_name(args)
+            own = broker.own_queue(app, model, args.owner)
+            return [*broker.queues_of(Lane.CHAT, model), own]
 
 
 def _in_flight(slots: int) -> int:

@@ -19,6 +19,7 @@ from worker.contract.store import JobStore
 from worker.server import RunningServer
 
 HIGH, NORMAL, LOW = keys.chat_queues(MODEL)
+OWN = keys.own_queue(MODEL, "0123456789abcdef")
 
 
 class Sent:
@@ -57,7 +58,7 @@ def served(cycle: WeightedCycle, rounds: int, empty: Sequence[str] = ()) -> list
     """Return which queue gives a message, turn by turn, as kombu asks."""
     out = []
     for _ in range(rounds):
-        name = next(q for q in cycle.consume(3) if q not in empty)
+        name = next(q for q in cycle.consume(4) if q not in empty)
         cycle.rotate(name)
         out.append(name)
     return out
@@ -88,6 +89,24 @@ def test_an_empty_queue_saves_up_no_turns():
 
     assert 14 <= names.count(HIGH) <= 18
     assert names.count(LOW) <= 2
+
+
+def test_a_workers_own_queue_is_looked_at_first_and_takes_nobodys_turn():
+    cycle = WeightedCycle([HIGH, OWN, NORMAL, LOW])
+
+    names = served(cycle, 105, empty=[OWN])
+    between = served(cycle, 10)
+    names += served(cycle, 105, empty=[OWN])
+
+    assert [names.count(name) for name in (HIGH, NORMAL, LOW)] == [160, 40, 10]
+    assert between == [OWN] * 10
+
+
+def test_a_model_whose_name_looks_like_a_workers_own_queue_has_shared_ones():
+    names = (*keys.chat_queues("org/a.b@main"), keys.MEDIA_QUEUE, keys.HOOK_QUEUE)
+
+    assert not any(keys.is_own_queue(name) for name in names)
+    assert keys.is_own_queue(keys.own_queue("org/a.b@main", "0123"))
 
 
 def test_queues_may_come_and_go():
@@ -134,6 +153,40 @@ async def test_a_ticket_holds_the_id_and_nothing_else(tickets: Tickets, sent: Se
 
     assert (headers["id"], headers["task"]) == ("job_1.media", broker.MEDIA_TASK)
     assert body[:2] == [["job_1"], {}]
+
+
+async def test_tickets_for_a_worker_that_is_gone_expire(
+    tickets: Tickets, sent: Sent, door: RedisDoor
+):
+    for n in range(3):
+        tickets.send(f"job_{n}", OWN)
+        tickets.send(f"job_{n}", NORMAL)
+        await until_async(lambda n=n: sent.count == 2 * n + 2)
+
+    prefix = door.settings.key_prefix
+    found = {key: await door.redis.ttl(key) for key in await door.redis.keys(f"{prefix}*")}
+
+    (own,) = [key for key in found if key.startswith(prefix + OWN)]
+    assert await door.redis.llen(own) == 3
+    assert 0 < found[own] <= broker._OWN_EXPIRES_S
+    assert [key for key in found if key.startswith(prefix + NORMAL) and found[key] == -1]
+    assert not [key for key in found if "binding" in key and await mentions(door, key, OWN)]
+
+
+async def mentions(door: RedisDoor, key: str, queue: str) -> bool:
+    return any(queue in member for member in await door.redis.smembers(key))
+
+
+async def test_a_workers_own_queue_is_bound_to_no_exchange(app: Celery, door: RedisDoor):
+    name = broker.own_queue(app, MODEL, "0123456789abcdef")
+
+    await asyncio.to_thread(_listen_once, app, [NORMAL, name])
+
+    prefix = door.settings.key_prefix
+    bindings = await door.redis.keys(f"{prefix}_kombu.binding.*")
+    assert name == OWN
+    assert [key for key in bindings if await mentions(door, key, NORMAL)]
+    assert not [key for key in bindings if await mentions(door, key, OWN)]
 
 
 async def test_sent_tickets_leave_the_outbox(app: Celery, store: JobStore, door: RedisDoor):
@@ -210,6 +263,13 @@ async def until_outbox_holds(door: RedisDoor, tickets: list[str]) -> None:
     async with asyncio.timeout(5):
         while await door.redis.zrange(door.key("outbox"), 0, -1) != tickets:  # noqa: ASYNC110 - a thread's
             await asyncio.sleep(0.01)
+
+
+def _listen_once(app: Celery, queues: list[str]) -> None:
+    """Declare queues and listen to them as a worker does."""
+    app.amqp.queues.select(queues)
+    with app.connection_for_read() as connection, app.amqp.TaskConsumer(connection):
+        pass
 
 
 def _messages(app: Celery, queue: str, count: int) -> list[tuple[dict[str, Any], Any]]:

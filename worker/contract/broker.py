@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from celery import Celery
+from kombu.entity import Exchange, Queue
 
 from worker.contract import keys
 from worker.contract.job import Lane, Priority
@@ -26,6 +27,7 @@ HOOK_TASK = "forebay.webhook"
 _URGENT = 0  # the recovery lane: tickets sent again are served before all others
 _USUAL = 5
 _BATCH = 200  # tickets per round trip to the broker
+_OWN_EXPIRES_S = 60.0  # a worker's own queue that nobody reads is gone after this
 _WEIGHTS = {Priority.HIGH: 16, Priority.NORMAL: 4, Priority.LOW: 1}
 
 _log = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ class WeightedCycle:
 
     Smooth weighted round robin: each look adds a queue's weight to its credit, and the one served
     pays the sum of all weights. So urgent work goes first, and low work is never starved: it gets
-    at least one turn in 21.
+    at least one turn in 21. A worker's own queue comes before all and takes nobody's turn: who has
+    few jobs alone is sent tickets there.
     """
 
     def __init__(self, it: Sequence[str] | None = None) -> None:
@@ -48,11 +51,14 @@ class WeightedCycle:
 
     def consume(self, n: int) -> list[str]:
         """Return the queues, the one to be served first in front."""
-        return sorted(self._credit, key=lambda name: -(self._credit[name] + _weight(name)))[:n]
+        return sorted(self._credit, key=self._place)[:n]
+
+    def _place(self, name: str) -> tuple[bool, float]:
+        return not keys.is_own_queue(name), -(self._credit[name] + _weight(name))
 
     def rotate(self, last_used: str) -> None:
         """Note which queue gave a message."""
-        if last_used not in self._credit:
+        if last_used not in self._credit or keys.is_own_queue(last_used):
             return
         for name in self._credit:
             # An empty queue must not save up turns, nor a served one sink without end.
@@ -63,6 +69,8 @@ class WeightedCycle:
 
 
 def _weight(queue_name: str) -> int:
+    if keys.is_own_queue(queue_name):
+        return 0
     suffix = queue_name.rsplit(".", 1)[-1]
     return _WEIGHTS[Priority(suffix)] if suffix in list(Priority) else _WEIGHTS[Priority.NORMAL]
 
@@ -118,6 +126,25 @@ def _redis_options(settings: Settings) -> dict[str, Any]:
 def queues_of(lane: Lane, model: str = "") -> list[str]:
     """Return the queues that a worker of a lane listens to."""
     return [keys.MEDIA_QUEUE] if lane is Lane.MEDIA else list(keys.chat_queues(model))
+
+
+def own_queue(app: Celery, model: str, owner: str) -> str:
+    """Make a chat worker's own queue known to its app; return the name to listen to."""
+    name = keys.own_queue(model, owner)
+    app.amqp.queues[name] = _own(name)  # not by `add`, which would bind it to an exchange for ever
+    return name
+
+
+def _own(name: str) -> Queue:
+    """Describe a worker's own queue.
+
+    What is in it need not be acknowledged: it is a hint to a job that the outbox holds as well. If
+    it were, tickets of a dead worker would come back, hours later, to a queue that nobody reads.
+    """
+    anonymous = Exchange("")  # type: ignore[no-untyped-call]  # kombu leaves both untyped
+    return Queue(  # type: ignore[no-untyped-call]
+        name, anonymous, routing_key=name, expires=_OWN_EXPIRES_S, no_ack=True
+    )
 
 
 def task_id_of(job_id: str, queue_name: str) -> str:
@@ -201,10 +228,26 @@ def send_ticket(app: Celery, producer: Any, job_id: str, queue_name: str, *, urg
         tasks.get(queue_name, CHAT_TASK),
         args=(job_id,),
         task_id=task_id_of(job_id, queue_name),
-        queue=queue_name,
         priority=_priority(app, urgent=urgent),
         producer=producer,
+        **_destination(app, queue_name),
     )
+
+
+def _destination(app: Celery, queue_name: str) -> dict[str, Any]:
+    """Return where a ticket goes, and what has to be declared for that.
+
+    A worker's own queue is the worker's to declare: RabbitMQ drops what comes when it is gone. On
+    Redis, where declaring makes nothing, it has the list expire that a ticket for the dead makes.
+    """
+    if not keys.is_own_queue(queue_name):
+        return {"queue": queue_name}
+    queue = _own(queue_name)
+    return {"queue": queue, "declare": [] if _is_amqp(app) else [queue]}
+
+
+def _is_amqp(app: Celery) -> bool:
+    return app.conf.task_queue_max_priority is not None
 
 
 def _priority(app: Celery, *, urgent: bool) -> int:
@@ -217,7 +260,7 @@ def _priority(app: Celery, *, urgent: bool) -> int:
 
 def depth(app: Celery, queue_name: str) -> int:
     """Return how many tickets wait in a broker queue; 0 where it does not exist."""
-    is_amqp = app.conf.task_queue_max_priority is not None
+    is_amqp = _is_amqp(app)
     with app.connection_for_read() as connection:
         channel = connection.default_channel
         try:

@@ -25,6 +25,8 @@ one Redis (or a primary with replicas), not a cluster; kombu's Redis transport h
     models_at       hash    served name → second in which it was first announced
     worker:<owner>  string  a process's heartbeat (JSON), expires by itself
     workers         zset    owners by last heartbeat
+    near:<hash>     string  the owner that last took a job with this beginning, see `near`
+    direct:<owner>  zset    waiting jobs whose ticket is in this worker's own queue, by that moment
     pace:<group>    hash    starts and the ms they took, of `media` or `chat.<model>`, for the ETA
     stats           hash    totals for the metrics: name, label and model, tabs between → count
     file:<id>       hash    a file of /v1/files or of a batch's results
@@ -66,6 +68,12 @@ RETICKET_MS = 3_000  # a job overtaken by one this much younger has lost its tic
 BUCKETS_MS = (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)  # waits
 PACE_MS = 60_000  # how fast a measured pace is forgotten
 BACKSTOP_MS = 2_000  # a job over its timeout for so long is ended by the sweeper
+NEAR_S = 300  # longer than most think before they go on; a busy engine's cache is newer than that
+DIRECT_SHARE = (
+    4  # a worker is idle enough for one job more while it has under a quarter of its slots
+)
+DIRECT_WAIT_MS = 300  # a worker that has left a ticket of its own for so long gets no more
+DIRECT_S = 60  # what was sent to a worker's own queue has long been sent to all by then
 MAX_ATTEMPTS = 20  # attempts of one job that are remembered
 MAX_CRASHES = 3  # workers a job may take down before it is dead
 HOOK_LEASE_MS = 20_000  # a claimed event whose worker has said nothing for so long is due again
@@ -85,6 +93,16 @@ def chat_queue(model: str, priority: Priority) -> str:
 def chat_queues(model: str) -> tuple[str, ...]:
     """Return the model's queues, the most urgent class first."""
     return tuple(chat_queue(model, priority) for priority in Priority)
+
+
+def own_queue(model: str, owner: str) -> str:
+    """Return a chat worker's own queue; the scripts build the same name."""
+    return f"chat.{model}@{owner}"
+
+
+def is_own_queue(queue: str) -> bool:
+    """Tell a worker's own queue from those that workers share; a model's name may have an @."""
+    return "@" in queue and queue.rsplit(".", 1)[-1] not in list(Priority)
 
 
 def queue_of(hold: Hold) -> str:

@@ -107,6 +107,36 @@ local function reissue(ids, queue, at)
   for i, id in ipairs(ids) do due[2 * i - 1], due[2 * i] = at, ticket(id, queue) end
   return #ids > 0 and redis.call('ZADD', P..'outbox', 'NX', unpack(due)) or 0
 end
+-- Whether one answer more costs a worker's others nothing, and it takes what it is sent.
+local function is_idle(owner, model, at)
+  local said = redis.call('GET', P..'worker:'..owner)
+  said = said and cjson.decode(said)
+  if not said or said.state ~= 'ready' or said.role ~= 'chat' or said.model ~= model then
+    return false
+  end
+  local sent = P..'direct:'..owner
+  local oldest = redis.call('ZRANGE', sent, 0, 0, 'WITHSCORES')[2]
+  if oldest and at - oldest > DIRECT_WAIT then return false end
+  local busy = redis.call('SCARD', P..'owned:'..owner) + redis.call('ZCARD', sent)
+  return busy * DIRECT_SHARE < (said.slots or 0)
+end
+-- The queue for a new ticket: that of the worker which has the job's beginning in its cache, where
+-- that costs nothing, else the one that all share. The job waits in the shared queue in any case,
+-- and the outbox holds a ticket for it: what confirms that the direct one is sent takes out no
+-- member. So where nobody claims the job within GRACE, whatever the reason, all others hear of it.
+local function queue_near(id, near, queue, at)
+  local owner = near and redis.call('GET', P..'near:'..near)
+  local model = owner and queue:match('^chat%.(.*)%.%a+$')
+  if not owner or not is_idle(owner, model, at) then return queue end
+  redis.call('ZADD', P..'direct:'..owner, at, id)
+  redis.call('EXPIRE', P..'direct:'..owner, DIRECT_S)
+  redis.call('HSET', P..'job:'..id, 'sent_to', owner)
+  return 'chat.'..model..'@'..owner
+end
+local function unsend(id, owner)
+  redis.call('ZREM', P..'direct:'..owner, id)
+  redis.call('HDEL', P..'job:'..id, 'sent_to')
+end
 -- an ended line of a batch: counted, and laid out for the batch's runner
 local function lay_out(batch, entry, is_completed)
   redis.call('HINCRBY', P..'batch:'..batch, is_completed and 'completed' or 'failed', 1)
@@ -129,12 +159,13 @@ end
 -- `long`: what goes under doc:<id>
 local function finish(id, status, at, long)
   local job = P..'job:'..id
-  local r = redis.call('HMGET', job, 'owner', 'queue', 'retention_ms', 'model', 'attempt')
+  local r = redis.call('HMGET', job, 'owner', 'queue', 'retention_ms', 'model', 'sent_to')
   redis.call('HSET', job, 'status', status, 'stage', '', 'held', 0, 'finished_at', at,
              'expires_at', at + r[3])
   if #long > 0 then redis.call('HSET', P..'doc:'..id, unpack(long)) end
   redis.call('DEL', P..'tok:'..id)
   if not leave_queue(id, r[2]) then redis.call('ZREM', P..'delayed', id) end
+  if r[5] then unsend(id, r[5]) end
   redis.call('ZREM', P..'start_by', id)
   redis.call('ZREM', P..'run_by', id)
   let_go(id, r[1])
@@ -212,20 +243,21 @@ end
 """
 )
 
-# → {'ok', created at, jobs ahead, ms until it starts or -1} | {'later'}
+# → {'ok', created at, jobs ahead, ms until it starts or -1, queue for the ticket} | {'later'}
 #   | {'replay', job id, body hash} | {'full', jobs that wait, ms until one starts or -1}
 # Said again after a lost answer, it is the same job: 'later' where it has left its queue since.
 SUBMIT = """
--- id, queue, lane, stage, idem key or '', body hash, idem_s, limit, not_before_ms,
+-- id, queue, lane, stage, near, idem key or '', body hash, idem_s, limit, not_before_ms,
 -- start_deadline_ms, number of queues that count, their names…, number of short names and values,
 -- then these (name, value…), then the long ones
-local id, queue, lane, stage, idem = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local at, not_before = now(), tonumber(ARGV[10])
+local id, queue, lane, stage, near = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local idem, goes_to = ARGV[7], queue
+local at, not_before = now(), tonumber(ARGV[11])
 local function accepted(created_at)
   local ahead, eta_ms = outlook(id)
   if ahead < 0 then return {'later'} end
   if eta_ms >= 0 then redis.call('HSETNX', P..'job:'..id, 'eta_ms', eta_ms) end
-  return {'ok', tonumber(created_at), ahead, eta_ms}
+  return {'ok', tonumber(created_at), ahead, eta_ms, goes_to}
 end
 local before = redis.call('HGET', P..'job:'..id, 'created_at')
 if before then return accepted(before) end
@@ -233,13 +265,13 @@ if idem ~= '' then
   local old = redis.call('HMGET', P..'idem:'..idem, 'id', 'hash')
   if old[1] then return {'replay', old[1], old[2]} end
 end
-local counted = 13 + tonumber(ARGV[12])
+local counted = 14 + tonumber(ARGV[13])
 local first = counted + 1
 local long = first + ARGV[counted]
 local waiting = 0
-for i = 13, counted - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..ARGV[i]) end
-if waiting >= tonumber(ARGV[9]) then
-  return {'full', waiting, math.floor(gap_ms(ARGV[13]:match('^(.*)%.')) or -1)}
+for i = 14, counted - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..ARGV[i]) end
+if waiting >= tonumber(ARGV[10]) then
+  return {'full', waiting, math.floor(gap_ms(ARGV[14]:match('^(.*)%.')) or -1)}
 end
 local batch = ARGV[first] == 'batch' and ARGV[first + 1]
 if batch and (not is_batch_open(batch) or redis.call('EXISTS', P..'gone:'..id) == 1) then
@@ -247,8 +279,9 @@ if batch and (not is_batch_open(batch) or redis.call('EXISTS', P..'gone:'..id) =
 end
 if batch then redis.call('SADD', P..'bopen:'..batch, id) end
 redis.call('HSET', P..'job:'..id, 'status', 'queued', 'stage', stage, 'lane', lane, 'queue', queue,
-           'created_at', at, 'queued_at', math.max(at, not_before), 'seq', 1, 'base', 1,
-           'attempt', 0, 'fence', 0, 'crashes', 0, 'held', 0, unpack(ARGV, first, long - 1))
+           'near', near, 'created_at', at, 'queued_at', math.max(at, not_before), 'seq', 1,
+           'base', 1, 'attempt', 0, 'fence', 0, 'crashes', 0, 'held', 0,
+           unpack(ARGV, first, long - 1))
 redis.call('HSET', P..'doc:'..id, unpack(ARGV, long))
 redis.call('ZADD', P..'jobs', at, id)
 if not_before > at then  -- in no queue until the sweeper finds it due
@@ -256,13 +289,14 @@ if not_before > at then  -- in no queue until the sweeper finds it due
   redis.call('HSET', P..'job:'..id, 'due_at', not_before)
 else
   enqueue(id, queue, at, at + GRACE)
+  if lane == 'chat' then goes_to = queue_near(id, near, queue, at) end
 end
-if tonumber(ARGV[11]) > 0 then
-  redis.call('ZADD', P..'start_by', math.max(at, not_before) + ARGV[11], id)
+if tonumber(ARGV[12]) > 0 then
+  redis.call('ZADD', P..'start_by', math.max(at, not_before) + ARGV[12], id)
 end
 if idem ~= '' then
-  redis.call('HSET', P..'idem:'..idem, 'id', id, 'hash', ARGV[7])
-  redis.call('EXPIRE', P..'idem:'..idem, ARGV[8])
+  redis.call('HSET', P..'idem:'..idem, 'id', id, 'hash', ARGV[8])
+  redis.call('EXPIRE', P..'idem:'..idem, ARGV[9])
 end
 return accepted(at)
 """
@@ -275,7 +309,7 @@ local id, lane, owner, nonce = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local job, at = P..'job:'..id, now()
 local r = redis.call('HMGET', job, 'status', 'lane', 'held', 'queue', 'queued_at', 'media_at',
                      'started_at', 'nonce', 'model', 'created_at', 'eta_ms', 'fence', 'attempt',
-                     'generating_at', 'crashes', 'tokens')
+                     'generating_at', 'crashes', 'tokens', 'sent_to', 'near')
 local function granted(fence, attempt)
   return {fence, attempt, r[14] and at - r[14] or 0, r[15], r[16],
           unpack(redis.call('HMGET', P..'doc:'..id, 'request', 'spec', 'media'))}
@@ -285,6 +319,7 @@ if not r[1] or TERMINAL[r[1]] or r[2] ~= lane or r[3] == '1' then return nil end
 local start_by = lane == 'chat' and redis.call('ZSCORE', P..'start_by', id)
 if start_by and at > tonumber(start_by) then return nil end  -- too late: the sweeper ends it
 if not leave_queue(id, r[4]) then return nil end  -- not due yet
+if r[17] then unsend(id, r[17]) end
 local fence, attempt = tostring(r[12] + 1), tonumber(r[13])
 local status, stage, first
 if lane == 'media' then
@@ -297,6 +332,7 @@ else
     observe('eta_error', r[9], math.abs(at - r[10] - r[11]))
   end
   if start_by then redis.call('ZREM', P..'start_by', id) end
+  if r[18] then redis.call('SET', P..'near:'..r[18], owner, 'EX', NEAR_S) end
 end
 redis.call('HSET', job, 'held', 1, 'owner', owner, 'nonce', nonce, 'piece', 0, 'status', status,
            'stage', stage, 'claimed_at', at, 'fence', fence, 'attempt', attempt,
@@ -351,21 +387,21 @@ if r[3] ~= ARGV[4] then emit_status(id, r[1], ARGV[4], tonumber(r[2]), at) end
 return 1
 """
 
-# → 1 | 0 refused. The media stage is done: on to the model's queue.
+# → queue for the ticket | nil refused. The media stage is done: on to the model's queue.
 MEDIA_READY = """
 -- id, fence, chat queue, media (JSON)
 local id, queue = ARGV[2], ARGV[4]
-if not held(id, ARGV[3]) then return 0 end
+if not held(id, ARGV[3]) then return nil end
 local job, at = P..'job:'..id, now()
-local r = redis.call('HMGET', job, 'owner', 'attempt', 'cancel')
+local r = redis.call('HMGET', job, 'owner', 'attempt', 'cancel', 'near')
 let_go(id, r[1])
-if r[3] == '1' then finish(id, 'cancelled', at, {}) return 1 end
+if r[3] == '1' then finish(id, 'cancelled', at, {}) return queue end
 redis.call('HSET', job, 'held', 0, 'lane', 'chat', 'queue', queue, 'stage', 'waiting_engine',
            'media_done_at', at, 'queued_at', at)
 redis.call('HSET', P..'doc:'..id, 'media', ARGV[5])
 enqueue(id, queue, at, at + GRACE)
 emit_status(id, 'queued', 'waiting_engine', tonumber(r[2]), at)
-return 1
+return queue_near(id, r[4], queue, at)
 """
 
 # → 1 | 0 refused. Said again after a lost answer, it is 1 as well.
@@ -391,7 +427,7 @@ give_back(ARGV[2], ARGV[4] ~= '' and ARGV[4], tonumber(ARGV[5]), ARGV[6])
 return 1
 """
 
-# → {id, queue} of each job given back: everything a dead process held
+# → {id, queue} of each job given back: everything a dead process held, or was sent and did not take
 HAND_BACK = """
 -- owner, max crashes, error of the last crash, error of this one (JSON)
 local given = {}
@@ -401,6 +437,10 @@ for _, id in ipairs(redis.call('SMEMBERS', P..'owned:'..ARGV[2])) do
     give_back(id, ARGV[5], tonumber(ARGV[3]), ARGV[4])
     given[#given + 1] = {id, r[3]}
   end
+end
+for _, id in ipairs(redis.call('ZRANGE', P..'direct:'..ARGV[2], 0, -1)) do
+  unsend(id, ARGV[2])
+  given[#given + 1] = {id, redis.call('HGET', P..'job:'..id, 'queue')}
 end
 redis.call('DEL', P..'owned:'..ARGV[2], P..'worker:'..ARGV[2])
 redis.call('ZREM', P..'workers', ARGV[2])

@@ -36,6 +36,7 @@ from worker.contract.job import (
     new_job_id,
     with_history,
 )
+from worker.contract.near import near_of
 
 _SWEEP_BATCH = 200
 
@@ -157,10 +158,10 @@ class JobStore:
                 )
             case ["closed"]:
                 raise JobConflict("the batch takes no more lines, or has had this one")
-            case ["ok", at, ahead, eta_ms]:
+            case ["ok", at, ahead, eta_ms, queue]:
                 eta_s = view.eta_s(eta_ms)
                 job = view.public(job_id, _queued(new, at), position=ahead, eta_s=eta_s)
-                return Submitted(job_id, new["queue"], job)
+                return Submitted(job_id, queue, job)
             case _:  # later
                 return Submitted(job_id, None)
 
@@ -231,12 +232,12 @@ class JobStore:
         return bool(done)
 
     async def media_ready(self, hold: Hold, media: Sequence[PreparedMedia]) -> str | None:
-        """End the media stage; return the model's queue for the ticket, None when refused."""
+        """End the media stage; return the queue for the ticket, None when refused."""
         queue = keys.chat_queue(hold.request.model, hold.spec.priority)
-        done = await self._door.call(
+        goes_to: str | None = await self._door.call(
             "media_ready", hold.job_id, hold.fence, queue, dump([asdict(item) for item in media])
         )
-        return queue if done else None
+        return goes_to
 
     async def finish(self, hold: Hold, outcome: Outcome, last: Sequence[Piece] = ()) -> bool:
         """End a job with its outcome and what is not yet streamed, in one step; False if refused.
@@ -347,7 +348,12 @@ def _end_of(hold: Hold, outcome: Outcome) -> view.Record:
     return fields
 
 
-_SCRIPT_FIELDS = ("queue", "lane", "stage")  # SUBMIT takes these by place and writes them itself
+_SCRIPT_FIELDS = (
+    "queue",
+    "lane",
+    "stage",
+    "near",
+)  # SUBMIT takes these by place and writes them itself
 
 
 def _job_id(spec: JobSpec) -> str:
@@ -366,6 +372,7 @@ def _new_record(request: ChatRequest, spec: JobSpec, retention_s: float) -> view
         "queue": keys.MEDIA_QUEUE if is_media else keys.chat_queue(request.model, spec.priority),
         "lane": str(lane),
         "stage": str(Stage.WAITING_MEDIA if is_media else Stage.WAITING_ENGINE),
+        "near": near_of(request),
         "model": request.model,
         "priority": str(spec.priority),
         "spec": dump(spec.as_dict()),
