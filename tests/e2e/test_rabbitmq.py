@@ -148,5 +148,35 @@ def test_a_ticket_that_the_broker_lost_is_sent_again(
     assert (ended["status"], ended["output"]["text"]) == ("completed", "found again")
 
 
+def test_a_worker_whose_own_queue_expired_while_its_engine_was_away_listens_to_a_new_one(
+    running: Service, http: httpx.Client, tmp_path: Path
+):
+    app = broker.make_app(Settings(_env_file=None, **broker_settings(running)))
+    with (
+        chat_worker(running, tmp_path, owner="anna"),
+        app.connection_for_write() as connection,
+    ):
+        own = keys.own_queue("echo", "anna")
+        until(lambda: listeners(connection, own) == 1)
+        made = ask(http, "[[die]]")
+        until(lambda: listeners(connection, own) == 0)
+        connection.default_channel.queue_delete(own)  # as RabbitMQ does after a minute
+        until_over(http, made["id"])
+        until(lambda: listeners(connection, own) == 1)
+
+        first = ask(http, "still there", headers=WAIT)
+        then = ask(http, "and?", headers=WAIT, history=first["history"])
+
+    assert (then["status"], then["attempt"], then["output"]["text"]) == ("completed", 1, "and?")
+
+
+def listeners(connection: Any, queue: str) -> int:
+    """Return how many consumers a queue has, -1 where it does not exist."""
+    try:
+        return int(connection.default_channel.queue_declare(queue, passive=True).consumer_count)
+    except connection.channel_errors:
+        return -1
+
+
 def broker_settings(running: Service) -> dict[str, str]:
     return {"CELERY_BROKER_URL": running.environ["CELERY_BROKER_URL"]}
