@@ -121,6 +121,7 @@ def test_every_lane_has_its_queues():
     assert broker.queues_of(Lane.MEDIA) == ["media"]
     assert broker.queues_of(Lane.CHAT, "m") == ["chat.m.high", "chat.m.normal", "chat.m.low"]
     assert broker.task_id_of("job_1", NORMAL) == "job_1"
+    assert broker.task_id_of("job_1", OWN) == "job_1"
     assert broker.task_id_of("job_1", keys.MEDIA_QUEUE) == "job_1.media"
 
 
@@ -177,10 +178,25 @@ async def mentions(door: RedisDoor, key: str, queue: str) -> bool:
     return any(queue in member for member in await door.redis.smembers(key))
 
 
+async def test_a_ticket_from_a_workers_own_queue_does_not_come_back(
+    tickets: Tickets, sent: Sent, app: Celery
+):
+    own = broker.own_queue(app, MODEL, "0123456789abcdef")
+    for queue in (NORMAL, own):
+        tickets.send("job_1", queue)
+    await until_async(lambda: sent.count == 2)
+
+    for queue in (NORMAL, own):
+        await asyncio.to_thread(_listen, app, [queue], turns=1)
+
+    left = [await asyncio.to_thread(broker.depth, app, queue) for queue in (NORMAL, own)]
+    assert left == [1, 0]
+
+
 async def test_a_workers_own_queue_is_bound_to_no_exchange(app: Celery, door: RedisDoor):
     name = broker.own_queue(app, MODEL, "0123456789abcdef")
 
-    await asyncio.to_thread(_listen_once, app, [NORMAL, name])
+    await asyncio.to_thread(_listen, app, [NORMAL, name])
 
     prefix = door.settings.key_prefix
     bindings = await door.redis.keys(f"{prefix}_kombu.binding.*")
@@ -265,11 +281,15 @@ async def until_outbox_holds(door: RedisDoor, tickets: list[str]) -> None:
             await asyncio.sleep(0.01)
 
 
-def _listen_once(app: Celery, queues: list[str]) -> None:
-    """Declare queues and listen to them as a worker does."""
+def _listen(app: Celery, queues: list[str], turns: int = 0) -> None:
+    """Listen to queues as a worker does, take so many tickets, and answer none."""
     app.amqp.queues.select(queues)
-    with app.connection_for_read() as connection, app.amqp.TaskConsumer(connection):
-        pass
+    with (
+        app.connection_for_read() as connection,
+        app.amqp.TaskConsumer(connection, callbacks=[lambda *_: None]),
+    ):
+        for _ in range(turns):
+            connection.drain_events(timeout=5)
 
 
 def _messages(app: Celery, queue: str, count: int) -> list[tuple[dict[str, Any], Any]]:
