@@ -91,13 +91,13 @@ async def test_all_that_an_answer_says_is_there_while_it_runs_and_after_a_take_o
     hold = await running(store)
     call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
     entry = {"token": "四", "logprob": -0.5, "bytes": [1], "top_logprobs": []}
-    piece = replace(said(hold, 1, "四"), reasoning="hm", tool_calls=(call,), logprobs=(entry,))
+    piece = said(hold, 1, "四")._replace(reasoning="hm", tool_calls=(call,), logprobs=(entry,))
     await store.append([piece])
     await store.release(hold, WorkerLost("its process ended"))
 
     waiting = await reader.get(hold.job_id)
     again = await claim(store, hold.job_id)
-    await store.append([replace(said(again, 1, "只"), logprobs=(entry,))])
+    await store.append([said(again, 1, "只")._replace(logprobs=(entry,))])
     outcome = replace(
         ended("四只"), reasoning="hm", tool_calls=again.emitted_tool_calls, has_logprobs=True
     )

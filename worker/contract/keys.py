@@ -69,9 +69,7 @@ BUCKETS_MS = (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 
 PACE_MS = 60_000  # how fast a measured pace is forgotten
 BACKSTOP_MS = 2_000  # a job over its timeout for so long is ended by the sweeper
 NEAR_S = 300  # longer than most think before they go on; a busy engine's cache is newer than that
-DIRECT_SHARE = (
-    4  # a worker is idle enough for one job more while it has under a quarter of its slots
-)
+DIRECT_SHARE = 4  # under a quarter of its slots in use: one job more costs nobody time
 DIRECT_WAIT_MS = 300  # a worker that has left a ticket of its own for so long gets no more
 DIRECT_S = 60  # what was sent to a worker's own queue has long been sent to all by then
 MAX_ATTEMPTS = 20  # attempts of one job that are remembered

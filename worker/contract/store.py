@@ -348,12 +348,8 @@ def _end_of(hold: Hold, outcome: Outcome) -> view.Record:
     return fields
 
 
-_SCRIPT_FIELDS = (
-    "queue",
-    "lane",
-    "stage",
-    "near",
-)  # SUBMIT takes these by place and writes them itself
+# SUBMIT takes these by place and writes them itself.
+_SCRIPT_FIELDS = ("queue", "lane", "stage", "near")
 
 
 def _job_id(spec: JobSpec) -> str:
