@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tests.support.prompts import decode
 from worker.engine import EngineSpec, load_engine
@@ -23,50 +24,66 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
-def _scope(fixture_name: str, config: pytest.Config) -> str:  # noqa: ARG001 - pytest's signature
-    """Load an engine per test; on a GPU, where loading takes 20 s, once for a file's tests.
-
-    There the tests share a loop too: -o asyncio_default_test_loop_scope=module and the same for
-    asyncio_default_fixture_loop_scope.
-    """
-    return "module" if config.getoption("markexpr") == "gpu" else "function"
+# An engine on a GPU takes 20 s and more to load: a file's tests share it, and with it a loop.
+ON_GPU = (pytest.mark.gpu, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300))
 
 
 @pytest.fixture(
-    scope=_scope,
     params=[
         "echo",
         "echo in a process",
         "transformers",
-        pytest.param("lmdeploy", marks=pytest.mark.gpu),
+        pytest.param("lmdeploy", marks=ON_GPU),
     ],
 )
-async def loaded(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Engine, ModelCard]]:
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def loaded(kind: str, request: pytest.FixtureRequest) -> tuple[Engine, ModelCard]:
     """Give each engine in turn, loaded, with room for SLOTS prompts, and its card."""
-    engine = _engine(request)
+    fixture = "loaded_for_all" if kind == "lmdeploy" else "loaded_for_one"
+    found: tuple[Engine, ModelCard] = request.getfixturevalue(fixture)
+    return found
+
+
+@pytest.fixture
+async def loaded_for_one(
+    kind: str, request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[Engine, ModelCard]]:
+    """Load the engine that the test is given, for it alone."""
+    engine = _engine(kind, request)
     yield engine, await engine.start()
     await engine.close()
 
 
-@pytest.fixture(scope=_scope)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def loaded_for_all() -> AsyncIterator[tuple[Engine, ModelCard]]:
+    """Load LMDeploy once for a file's tests."""
+    pytest.importorskip("lmdeploy", reason="LMDeploy is not installed")
+    backend = os.environ.get("FOREBAY_TEST_BACKEND", "auto")
+    spec = EngineSpec("demo", "lmdeploy", backend=backend, slots=SLOTS, decode=decode)
+    engine = load_engine(spec)
+    yield engine, await engine.start()
+    await engine.close()
+
+
+@pytest.fixture
 def engine(loaded: tuple[Engine, ModelCard]) -> Engine:
     return loaded[0]
 
 
-@pytest.fixture(scope=_scope)
+@pytest.fixture
 def card(loaded: tuple[Engine, ModelCard]) -> ModelCard:
     return loaded[1]
 
 
-def _engine(request: pytest.FixtureRequest) -> Engine:
-    match request.param:
+def _engine(kind: str, request: pytest.FixtureRequest) -> Engine:
+    match kind:
         case "echo":
             return load_engine(EngineSpec("echo", "echo", slots=SLOTS))
         case "echo in a process":
             return EngineProcess(EngineSpec("echo", "echo", slots=SLOTS))
-        case "transformers":
-            folder = str(request.getfixturevalue("tiny_model"))
-            return load_engine(EngineSpec(folder, "transformers", slots=SLOTS, decode=decode))
-    pytest.importorskip("lmdeploy", reason="LMDeploy is not installed")
-    backend = os.environ.get("FOREBAY_TEST_BACKEND", "auto")
-    return load_engine(EngineSpec("demo", "lmdeploy", backend=backend, slots=SLOTS, decode=decode))
+    folder = str(request.getfixturevalue("tiny_model"))
+    return load_engine(EngineSpec(folder, "transformers", slots=SLOTS, decode=decode))
