@@ -1,14 +1,16 @@
 """The same load on the same GPU: LMDeploy's own server, then ours; one table of ratios.
 
-    python tests/gpu/compare.py --model /tmp/2b --backend turbomind --json turbomind.json
-    python tests/gpu/compare.py --model /tmp/2b --backend pytorch --loads picture --servers ours
+    python tests/gpu/compare.py --model ../qwen2-2b --backend turbomind --json turbomind.json
+    python tests/gpu/compare.py --model ../qwen3-2b --backend pytorch --loads steady --servers ours
 
-Each server has the GPU to itself. Loads: `picture` and `text` (512 at once, streamed), `plain` (the
-same picture load without streaming), `steady` (pictures, so many always under way), `idle` (one at
-a time: first token). Ours is asked over /v1/jobs; theirs over /v1/chat/completions. Figures are the
-medians of --repeat runs, after one small run that nobody counts. Needs LMDeploy, and for ours what
-`forebay up` needs. Servers that run already: --theirs-url, --ours-url. `--gpus 1` takes another GPU
-than the first, `--engine echo` tries the whole of ours without one.
+Models: random_model.py. Each server has the GPU to itself. Loads: `picture` and
+`text` (--jobs at once, streamed), `plain` (the same picture load without streaming), `steady`
+(pictures, --jobs of them always under way, for --seconds), `idle` (one at a time: first token).
+Ours is asked over /v1/jobs; theirs over /v1/chat/completions. Figures are the medians of --repeat
+runs, after one small run that nobody counts; of `idle` those of ten requests, after two. Needs
+LMDeploy, and for ours what `forebay up` needs. Servers that run already: --theirs-url, --ours-url.
+`--gpus 1` takes another GPU than the first, `--engine echo --servers ours` tries the whole of ours
+without one.
 """
 
 import argparse
@@ -62,7 +64,7 @@ def _measured(server: str, name: str, url: str, options: argparse.Namespace) -> 
         return _idle(load)
     bench(replace(load, jobs=32, seconds=0.0))
     runs = []
-    for _ in range(1 if name == "steady" else options.repeat):
+    for _ in range(options.repeat):
         result = bench(load, CLIENTS)
         runs.append(result)
         print(f"{server} {name}: {json.dumps(result.as_dict())}", flush=True)
@@ -195,18 +197,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--backend", choices=("turbomind", "pytorch"), required=True)
     parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--gpus", help="such as 1 or 0,1; not given: the first --tp")
+    parser.add_argument("--gpus", help="such as 1 or 0,1, --tp of them; default: the first")
     parser.add_argument("--engine", choices=("lmdeploy", "echo"), default="lmdeploy")
-    parser.add_argument("--slots", type=int, default=256)
-    parser.add_argument("--jobs", type=int, default=512)
+    parser.add_argument("--slots", type=int, default=256, help="inside the engine at once")
+    parser.add_argument("--jobs", type=int, default=512, help="at once, or always under way")
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--seconds", type=float, default=120.0, help="of the steady load")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=120.0, help="of a steady run")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each load but idle")
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=["picture", "text", "idle"])
     parser.add_argument("--servers", nargs="+", choices=tuple(PORTS), default=["theirs", "ours"])
     parser.add_argument("--theirs-url")
     parser.add_argument("--ours-url")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file for the figures, written after each load")
     return parser.parse_args()
 
 
