@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -46,6 +47,7 @@ FIGURES = (
 def main() -> None:
     """Run what was asked for and print the table."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for server in options.servers:
         with _server(server, options) as url:
@@ -103,6 +105,8 @@ def _server(name: str, options: argparse.Namespace) -> Iterator[str]:
         yield given
         return
     url = f"http://127.0.0.1:{PORTS[name]}"
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORTS[name]), 1):
+        raise SystemExit(f"something listens at {url} already; end it, or give its URL")
     folder = Path(tempfile.mkdtemp(prefix=f"compare-{name}-"))
     command = _ours(options, folder) if name == "ours" else _theirs(options)
     with (folder / "log").open("w") as log:

@@ -39,7 +39,7 @@ from worker.engine.alphabet import Alphabet
 from worker.engine.base import Counters
 from worker.engine.lmdeploy.answering import Sampled
 from worker.engine.lmdeploy.pulse import Pulse
-from worker.engine.lmdeploy.pytorch_engine import PacedRequests, name_pictures
+from worker.engine.lmdeploy.pytorch_engine import PacedRequests, forget_in_bulk, name_pictures
 
 CACHE_SHARE = 0.8
 """Of the GPU memory that is free once the weights are loaded; LMDeploy's own default."""
@@ -104,6 +104,7 @@ class Backend:
         else:
             self._paced = PacedRequests(self._engine.req_manager, self._pulse)
             name_pictures(self._engine)
+            forget_in_bulk(self._engine)
         gc.collect()
         gc.freeze()  # what is loaded stays; no later collection need look at it
 
