@@ -18,7 +18,7 @@ from worker.contract.log import event
 EXIT_RESTART = 75  # the engine died; start me again (EX_TEMPFAIL)
 EXIT_CONFIG = 78  # a setting or the model is wrong; starting again is no use (EX_CONFIG)
 EXIT_USAGE = 2  # so is the command line
-EXIT_GAVE_UP = 69  # what a supervisor ends with after giving up its child (EX_UNAVAILABLE)
+EXIT_GAVE_UP = 69  # it cannot go on here, others like it may; or its supervisor gave up all of them
 
 FIRST_PAUSE_S = 1.0  # from the second start to the third; the second comes at once
 MAX_PAUSE_S = 60.0

@@ -5,8 +5,9 @@
     python -m worker.tasks webhooks --owner ID …            callbacks and a sweeper
     python -m worker.tasks sweep                            a sweeper alone
 
-Exit status: 0 after a drain, 75 when a restart is wanted, 78 for what a restart cannot mend; the
-last line on standard error then is the reason.
+Exit status: 0 after a drain, 75 when a restart is wanted, 78 for what no restart can mend, here or
+in another such process, 69 for what none can mend here; the last line on standard error then is the
+reason.
 """
 
 import argparse
@@ -30,13 +31,13 @@ from worker.engine import EngineSpec
 from worker.holds import Stop
 from worker.pool_run import CancelReason, current_request
 from worker.runner import Verdict
-from worker.runtime.base import Identity
+from worker.runtime.base import Failure, Identity
 from worker.runtime.chat import ChatRuntime
 
 if TYPE_CHECKING:  # no chat worker's: one that is started again should be back soon
     from worker.runtime.cpu import CpuRuntime, HookRuntime
 
-OK, TRY_AGAIN, MISCONFIGURED = 0, 75, 78
+OK, GAVE_UP, TRY_AGAIN, MISCONFIGURED = 0, 69, 75, 78
 DEFAULT_SLOTS = {"echo": 256, "transformers": 4, "lmdeploy": 256}
 MEDIA_SLOTS = 32  # mostly fetches that wait; decoding is bounded by the cores
 HOOK_SLOTS = 32  # a ticket is done as soon as it is read
@@ -194,7 +195,7 @@ def _serve(
             await runtime.start()
         except JobError as error:
             if not error.retryable:  # a store that is away will come back
-                runtime.failure = error.message
+                runtime.failure = Failure.of(error)
             raise
 
     async def shutdown(_: pool.AsyncPool) -> None:
@@ -224,8 +225,8 @@ def _serve(
     except SystemExit as ended:
         worker.exitcode = ended.code
     if runtime.failure is not None:
-        sys.stderr.write(f"{runtime.failure}\n")
-        return MISCONFIGURED
+        sys.stderr.write(f"{runtime.failure.reason}\n")
+        return MISCONFIGURED if runtime.failure.is_everywhere else GAVE_UP
     return OK if not worker.exitcode else TRY_AGAIN
 
 

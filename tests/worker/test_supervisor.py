@@ -240,6 +240,31 @@ async def test_a_worker_whose_engine_keeps_dying_is_given_up_and_the_others_go_o
     assert log.read_text().count("CUDA error") == 3
 
 
+async def test_a_worker_that_cannot_go_on_with_its_gpus_leaves_the_others_alone(scene: Scene):
+    broken = "import sys; print('GPU 3 has fallen off the bus'); sys.exit(69)"
+    made = scene.start(scene.worker("a"), scene.script("x", broken))
+    await scene.until_said("began")
+    log = scene.folder / "x.log"
+    await until_async(lambda: log.exists() and "GPU 3" in log.read_text())
+    await until_async(lambda: len(scene.handed_back) == 1)
+
+    made.stop()
+    await scene.running
+
+    assert len(scene.said("drained")) == 1  # it went on until it was told to stop
+    assert log.read_text().count("GPU 3") == 1
+
+
+async def test_when_no_worker_can_go_on_with_its_gpus_that_is_the_end(scene: Scene):
+    broken = "import sys; print('GPU {} has fallen off the bus'); sys.exit(69)"
+    scene.start(*(scene.script(name, broken.format(name)) for name in ("1", "2")))
+
+    with pytest.raises(GaveUpError, match=r"^GPU [12] has fallen off the bus$") as caught:
+        await asyncio.wait_for(scene.running, 10)
+
+    assert caught.value.status == 69
+
+
 async def test_when_every_worker_is_given_up_the_reason_is_told(scene: Scene):
     scene.start(scene.script("x", "import sys; print('CUDA error'); sys.exit(75)"))
 

@@ -259,9 +259,17 @@ class MediaDecoderTimeout(MediaError):
 
 
 class EngineFailed(JobError):
-    """The engine could not answer this one job."""
+    """The engine could not answer this one job, or could not start.
+
+    `is_everywhere` is of a start alone: True where it fails alike in every worker with the same
+    options, False where it is this one's device, None where nobody can tell.
+    """
 
     code = "engine_error"
+
+    def __init__(self, message: str, *, is_everywhere: bool | None = None) -> None:
+        super().__init__(message)
+        self.is_everywhere = is_everywhere
 
 
 class OutOfMemory(JobError):

@@ -82,14 +82,18 @@ def choose(engine: EngineName) -> EngineName:
 
 def is_cuda_visible() -> bool:
     """Return whether CUDA_VISIBLE_DEVICES leaves this process a GPU, without loading torch."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
+    driver = _cuda_driver()
     count = ctypes.c_int(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return False
     return count.value > 0
+
+
+def _cuda_driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
 
 
 def resolve_model(name: str) -> str:
@@ -110,7 +114,8 @@ def _lmdeploy(spec: EngineSpec) -> Engine:
     if not is_cuda_visible():
         raise EngineFailed(
             "the LMDeploy engine needs an NVIDIA GPU, and this process sees none "
-            "(nvidia-smi, CUDA_VISIBLE_DEVICES); use --engine transformers on a CPU"
+            "(nvidia-smi, CUDA_VISIBLE_DEVICES); use --engine transformers on a CPU",
+            is_everywhere=_cuda_driver() is None,  # else others may have been left theirs
         )
     from worker.engine.lmdeploy import LmdeployEngine  # noqa: PLC0415 - it loads LMDeploy
 

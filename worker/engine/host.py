@@ -14,7 +14,7 @@ from typing import Any
 
 from worker.contract.errors import EngineDied, EngineFailed, JobError, OutOfMemory
 from worker.contract.log import event, set_up
-from worker.engine import EngineSpec, load_engine
+from worker.engine import EngineSpec, device, load_engine
 from worker.engine.base import Engine, Prompt
 from worker.engine.child_process import die_with, ignore_stops
 from worker.engine.wire import Outbox, frames
@@ -60,7 +60,7 @@ class Host:
             self._engine = load_engine(spec)
             self._outbox.post(("card", await self._engine.start()))
         except Exception as error:  # noqa: BLE001 - the edge of the process: the parent tells it on
-            self._outbox.post(("failed", _as_job_error(error, "loading the model")))
+            self._outbox.post(("failed", _why_not_loaded(error)))
             await self._outbox.drain()
             _leave(1)
 
@@ -126,6 +126,15 @@ def main() -> None:
         _leave(0)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(serve(socket.socket(fileno=descriptor)))
+
+
+def _why_not_loaded(error: Exception) -> EngineFailed:
+    """Return why, and whether another worker with the same options would fail alike."""
+    told = _as_job_error(error, "loading the model")
+    failed = told if isinstance(told, EngineFailed) else EngineFailed(told.message)
+    if failed.is_everywhere is None:
+        failed.is_everywhere = not device.is_to_blame(error)
+    return failed
 
 
 def _as_job_error(error: BaseException, doing: str) -> JobError:

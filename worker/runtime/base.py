@@ -8,13 +8,13 @@ import platform
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from celery import Celery
 
 from worker.contract import broker, keys
 from worker.contract.door import RedisDoor
-from worker.contract.errors import StoreUnavailable
+from worker.contract.errors import EngineFailed, JobError, StoreUnavailable
 from worker.contract.job import Hold, Lane
 from worker.contract.live import Orders
 from worker.contract.registry import Registry
@@ -41,6 +41,21 @@ class Identity:
     slots: int
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why starting this process again is no use; `is_everywhere`: nor is starting its like."""
+
+    reason: str
+    is_everywhere: bool
+
+    @classmethod
+    def of(cls, error: JobError) -> Self:
+        """Return what an error at the start means; of an engine's, only what was made sure of."""
+        if isinstance(error, EngineFailed):
+            return cls(error.message, bool(error.is_everywhere))
+        return cls(error.message, is_everywhere=True)
+
+
 class Base:
     """What both lanes need: the stores, the holds, the tickets, a heartbeat."""
 
@@ -50,7 +65,7 @@ class Base:
         self._me = me
         self._state, self._reason = "loading", ""
         self._started_at = time.time()
-        self.failure: str | None = None  # why no restart can help
+        self.failure: Failure | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _connect(self) -> None:

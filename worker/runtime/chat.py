@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Celery
 
@@ -22,7 +22,7 @@ from worker.engine import EngineSpec
 from worker.engine.base import ModelCard
 from worker.engine.process import EngineProcess
 from worker.runner import Verdict
-from worker.runtime.base import Base, Identity, WhyCancelled
+from worker.runtime.base import Base, Failure, Identity, WhyCancelled
 from worker.stream import DeltaStream
 
 _log = logging.getLogger(__name__)
@@ -96,21 +96,29 @@ class ChatRuntime(Base):
     async def _watch_deaths(self) -> None:
         """Start the engine again whenever it dies; stop the worker when that happens too often."""
         while True:
-            how = await self._engine.wait_dead()
+            how: str | None = await self._engine.wait_dead()
             self._ready.clear()
             self.on_ready(False)
-            lost = self._engine.lost_prompts
-            event(_log, "engine.died", level=logging.ERROR, how=how, inside=lost)
-            if self._is_too_often(lost):
-                return await self._fail(f"the engine died {_MAX_DEATHS} times: {how}")
-            await self.say("loading", how)
-            try:
-                self._model = await self._engine.start()
-            except EngineFailed as error:
-                return await self._fail(error.message)
+            while how is not None:
+                how = await self._start_again(how)
             self._ready.set()
             self.on_ready(True)
             await self.say("ready")
+
+    async def _start_again(self, how: str) -> str | None:
+        """Start the engine after a death; return how it died of that, None once it is back."""
+        lost = self._engine.lost_prompts
+        event(_log, "engine.died", level=logging.ERROR, how=how, inside=lost)
+        if self._is_too_often(lost):
+            await self._fail(f"the engine died {_MAX_DEATHS} times: {how}")
+        await self.say("loading", how)
+        try:
+            self._model = await self._engine.start()
+        except EngineFailed as error:
+            if error.is_everywhere:
+                await self._fail(error.message)
+            return error.message  # a GPU's memory may be free a moment later
+        return None
 
     def _is_too_often(self, lost: int) -> bool:
         """Count a death, unless one job was alone inside: then that job is to blame."""
@@ -120,11 +128,12 @@ class ChatRuntime(Base):
             self._deaths.popleft()
         return len(self._deaths) >= _MAX_DEATHS
 
-    async def _fail(self, reason: str) -> None:
-        self.failure = reason
+    async def _fail(self, reason: str) -> NoReturn:
+        self.failure = Failure(reason, is_everywhere=False)  # it was well once
         await self.say("failed", reason)
         os.kill(os.getpid(), signal.SIGQUIT)  # hand everything back now
-        await asyncio.Event().wait()
+        while True:
+            await asyncio.Event().wait()
 
     async def _watch_silence(self) -> None:
         while True:

@@ -1,0 +1,33 @@
+"""Whether a failed start is the fault of one worker's device, or of what all workers were given."""
+
+import re
+from collections.abc import Iterator
+
+from worker.contract.errors import OutOfMemory
+
+_KINDS = {"AcceleratorError", "DistBackendError", "OutOfMemoryError"}
+"""torch's, by name: an engine without torch has no need of it, and this module neither."""
+_WORDS = re.compile(r"CUDA|NCCL|out of memory|gpu memory|can't allocate memory")
+"""In a plain RuntimeError: all that TurboMind has, and LMDeploy where its cache finds no room."""
+
+
+def is_to_blame(error: BaseException) -> bool:
+    """Return whether memory, a GPU or its driver made a start fail, so that others may do well.
+
+    What led to the error counts too: engines tell it on in a sentence of their own.
+    """
+    return any(_is_its_fault(one) for one in _chain(error))
+
+
+def _is_its_fault(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, OutOfMemory)):
+        return True
+    if _KINDS & {kind.__name__ for kind in type(error).__mro__}:
+        return True
+    return isinstance(error, RuntimeError) and _WORDS.search(str(error)) is not None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
