@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from api.deps import Uses
-from api.schemas import Ready
+from api.schemas import Ready, Trouble
 from worker.contract.errors import StoreUnavailable
 
 health = APIRouter(prefix="/health", tags=["health"])
@@ -20,7 +20,10 @@ async def live() -> dict[str, str]:
 
 @health.get("/ready", response_model=Ready, responses={503: {"model": Ready}})
 async def ready(uses: Uses) -> Response:
-    """Say whether jobs are answered: 200 with a chat and a media worker ready, else 503."""
+    """Say whether jobs are answered: 200 with a chat and a media worker ready, else 503.
+
+    `reasons` tell of every worker that is not well, also while others answer.
+    """
     try:
         workers, depths = await uses.registry.workers(), await uses.registry.depths()
     except StoreUnavailable as error:
@@ -30,6 +33,7 @@ async def ready(uses: Uses) -> Response:
     body = {
         "status": "ready" if is_ready else "waiting",
         "reason": None if is_ready else _reason(workers, roles),
+        "reasons": [Trouble(**worker).model_dump() for worker in workers if worker["reason"]],
         "workers": roles,
         "models": sorted({w["model"] for w in workers if w["state"] == "ready" and w["model"]}),
         "queued": depths,

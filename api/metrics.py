@@ -68,11 +68,18 @@ class _Reading(Collector):
         )
         for labels, number in now.workers.items():
             workers.add_metric(labels, number)
+        troubles = GaugeMetricFamily(
+            "forebay_worker_troubles",
+            "Workers that failed or load their model again, and why",
+            labels=["role", "state", "host", "gpus", "reason"],
+        )
+        for why, number in now.troubles.items():
+            troubles.add_metric(why, number)
         held = GaugeMetricFamily("forebay_jobs_held", "Jobs that workers hold", labels=["role"])
         for role, number in now.held.items():
             held.add_metric([role], number)
         dead = GaugeMetricFamily("forebay_jobs_dead", "Jobs in the dead list", value=now.dead)
-        yield from (depth, workers, held, dead)
+        yield from (depth, workers, troubles, held, dead)
         yield GaugeMetricFamily("forebay_webhooks_owed", "Events to be delivered", value=now.owed)
         yield GaugeMetricFamily(
             "forebay_webhooks_owed_seconds", "Age of the oldest of them", value=now.owed_s

@@ -61,11 +61,22 @@ class JobList(BaseModel):
     next: str | None
 
 
+class Trouble(BaseModel):
+    """A worker that failed, or loads its model again, and why."""
+
+    role: str
+    state: str
+    reason: str
+    model: str | None = None
+    gpus: str = ""
+
+
 class Ready(BaseModel):
     """Whether jobs are answered, and what is missing."""
 
     status: str
     reason: str | None = None
+    reasons: list[Trouble] = []
     workers: dict[str, dict[str, int]] = {}
     models: list[str] = []
     queued: dict[str, int] = {}

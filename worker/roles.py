@@ -9,8 +9,10 @@ from worker.children import Command
 from worker.commands import ChatOptions
 from worker.contract import broker
 from worker.contract.door import RedisDoor
+from worker.contract.registry import Registry
 from worker.contract.settings import Settings
 from worker.contract.store import JobStore
+from worker.notices import Notices
 from worker.supervisor import Slot, Supervisor, run_until_signal
 
 TAKES_GPUS = {"auto", "lmdeploy"}  # engines that use a GPU without being told which
@@ -30,8 +32,11 @@ def chat(
         there = gpus.visible(there, environ.get("CUDA_VISIBLE_DEVICES"))
     sets = gpus.choose(asked, options.tp, there)
     with gpus.held(sets, there):
-        slots = [Slot(_name(one), partial(commands.chat, options, one, environ)) for one in sets]
-        asyncio.run(_supervise(settings, slots))
+        slots = [
+            Slot(_name(one), partial(commands.chat, options, one, environ), one or "")
+            for one in sets
+        ]
+        asyncio.run(_supervise(settings, slots, "chat", options.name))
 
 
 def media(
@@ -39,7 +44,7 @@ def media(
 ) -> None:
     """Run media workers until a signal. Raises GaveUpError if none can be kept alive."""
     command = partial(commands.media, slots, environ)
-    asyncio.run(_supervise(settings, [Slot("media", command)] * processes))
+    asyncio.run(_supervise(settings, [Slot("media", command)] * processes, "media"))
 
 
 def webhooks(settings: Settings, environ: Mapping[str, str]) -> None:
@@ -53,10 +58,12 @@ def sweep(settings: Settings, environ: Mapping[str, str]) -> None:
 
 
 def _run_one(settings: Settings, name: str, command: Callable[[str], Command]) -> None:
-    asyncio.run(_supervise(settings, [Slot(name, command)]))
+    asyncio.run(_supervise(settings, [Slot(name, command)], name))
 
 
-async def _supervise(settings: Settings, slots: Sequence[Slot]) -> None:
+async def _supervise(
+    settings: Settings, slots: Sequence[Slot], role: str, model: str | None = None
+) -> None:
     door = RedisDoor(settings, max_connections=2)
     store = JobStore(door)
     tickets = broker.Tickets(broker.make_app(settings), store.published)
@@ -67,9 +74,14 @@ async def _supervise(settings: Settings, slots: Sequence[Slot]) -> None:
             tickets.send(job_id, queue, urgent=True)
         return len(given)
 
+    notices = Notices(Registry(door), role, model)
+    repeating = asyncio.create_task(notices.run())
+    supervisor = Supervisor(slots, hand_back, notices.post, drain_s=settings.drain_s)
     try:
-        await run_until_signal(Supervisor(slots, hand_back, drain_s=settings.drain_s))
+        await run_until_signal(supervisor)
+        await notices.withdraw()  # where it gives up itself they stay for as long as a heartbeat
     finally:
+        repeating.cancel()
         await tickets.close()
         await door.close()
 

@@ -4,7 +4,7 @@
     the same once more     each worker hands its jobs back at once (it is sent SIGQUIT)
 
 Knows no job: what a dead worker held is given back by a call that is passed in, under the owner
-name of that one incarnation.
+name of that one incarnation. Another call is told of each place whose worker is given up.
 """
 
 import asyncio
@@ -25,24 +25,31 @@ HAND_BACK_TRIES = 30
 HAND_BACK_PAUSE_S = 0.5  # 15 s in all; then the sweeper takes the jobs as their leases run out
 
 HandBack = Callable[[str], Awaitable[int]]
+GivenUp = Callable[[str, str, str], Awaitable[None]]
+"""Is told an owner name for the place, its GPUs, and why nobody works there any more."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place for one worker, and its command for a given owner name."""
+    """A place for one worker: its command for a given owner name, and its GPUs where it has any."""
 
     name: str
     command: Callable[[str], Command]
+    gpus: str = ""
 
 
 class Supervisor:
     """Keeps one worker per slot running. Make and `run` it on the main thread's loop."""
 
-    def __init__(self, slots: Sequence[Slot], hand_back: HandBack, *, drain_s: float) -> None:
+    def __init__(
+        self, slots: Sequence[Slot], hand_back: HandBack, given_up: GivenUp, *, drain_s: float
+    ) -> None:
         self._hand_back = hand_back
+        self._given_up = given_up
         self._grace_s = drain_s + DRAIN_MARGIN_S
+        self._slots = slots
         self._keepers = [self._keeper(slot) for slot in slots]
         self._asked = False
         self._ending = asyncio.Event()
@@ -54,7 +61,7 @@ class Supervisor:
         Raises:
             GaveUpError: the configuration is wrong, or every worker was given up.
         """
-        watching = asyncio.gather(*(self._watch(keeper) for keeper in self._keepers))
+        watching = asyncio.gather(*map(self._watch, self._slots, self._keepers))
         ending = asyncio.create_task(self._ending.wait())
         await asyncio.wait((watching, ending), return_when=asyncio.FIRST_COMPLETED)
         ending.cancel()
@@ -76,12 +83,12 @@ class Supervisor:
 
         def command() -> Command:
             nonlocal owner
-            owner = f"{socket.gethostname()}.{slot.name}.{secrets.token_hex(4)}"
+            owner = _owner(slot)
             return slot.command(owner)
 
         return Keeper(command, on_end=lambda: self._give_back(owner))
 
-    async def _watch(self, keeper: Keeper) -> None:
+    async def _watch(self, slot: Slot, keeper: Keeper) -> None:
         try:
             keeper.start()
             await keeper.ended()
@@ -90,6 +97,7 @@ class Supervisor:
             self._reason = error
             if error.status in {EXIT_CONFIG, EXIT_USAGE}:  # the others have the same one
                 self._ending.set()
+            await self._given_up(_owner(slot), slot.gpus, str(error))
 
     async def _give_back(self, owner: str) -> None:
         """Hand back what an incarnation held; Redis may be restarting, so try for a while."""
@@ -102,6 +110,10 @@ class Supervisor:
             else:
                 event(_log, "worker.handed_back", owner=owner, jobs=jobs)
                 return
+
+
+def _owner(slot: Slot) -> str:
+    return f"{socket.gethostname()}.{slot.name}.{secrets.token_hex(4)}"
 
 
 async def run_until_signal(supervisor: Supervisor) -> None:

@@ -195,7 +195,7 @@ def _serve(
             await runtime.start()
         except JobError as error:
             if not error.retryable:  # a store that is away will come back
-                runtime.failure = Failure.of(error)
+                await runtime.fail(Failure.of(error))
             raise
 
     async def shutdown(_: pool.AsyncPool) -> None:

@@ -125,13 +125,32 @@ async def test_recoveries_and_sweeps_are_counted(store: JobStore, door: RedisDoo
 
 async def test_workers_are_counted_by_role_and_state(door: RedisDoor):
     for n in range(3):
-        info = {"role": "chat", "state": "ready" if n else "draining", "in_flight": n}
+        info = {"role": "chat", "state": "ready" if n else "draining", "in_flight": n, "reason": ""}
         await Registry(door).announce(f"w{n}", info, None)
 
     totals = await read_totals(door)
 
     assert totals.workers == {("chat", "ready"): 2, ("chat", "draining"): 1}
     assert totals.held == {"chat": 3}
+    assert totals.troubles == {}
+
+
+async def test_of_workers_that_are_not_well_the_reason_is_told_cut_where_it_is_long(
+    door: RedisDoor,
+):
+    where = {"role": "chat", "host": "h", "in_flight": 0}
+    for n, (state, reason) in enumerate(
+        [("failed", "x" * 999), ("failed", "x" * 999), ("loading", "y")]
+    ):
+        info = where | {"state": state, "gpus": "0,1", "reason": reason}
+        await Registry(door).announce(f"w{n}", info, None)
+
+    totals = await read_totals(door)
+
+    assert totals.troubles == {
+        ("chat", "failed", "h", "0,1", "x" * 300): 2,
+        ("chat", "loading", "h", "0,1", "y"): 1,
+    }
 
 
 async def test_a_reading_costs_the_same_with_many_jobs(own_redis: RunningServer):

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from tests.support.processes import LIMIT_S, Service, service, until
 from worker import commands
 from worker.children import Child, Command
+from worker.commands import ChatOptions
 
 pytestmark = pytest.mark.timeout(120)
 ENGINE, WORKER = "worker.engine.host", "worker.tasks"
@@ -79,7 +82,7 @@ def sets(
         with httpx.Client(base_url=running.url, timeout=40) as http:
             made = Sets(running, supervisor, http)
             try:
-                until(lambda: ready_sets(http) == 2, 2 * LIMIT_S)
+                until(lambda: health(http)["workers"]["chat"] == {"ready": 2}, 2 * LIMIT_S)
                 yield made
             finally:
                 supervisor.stop(LIMIT_S)
@@ -89,12 +92,32 @@ def test_a_set_whose_engine_dies_again_and_again_leaves_the_other_one_answering(
     [other] = sets.pids(WORKER, "1")
 
     sets.engine_dies_three_times("0")
-    until(lambda: ready_sets(sets.http) == 1)
+    until(lambda: health(sets.http)["workers"]["chat"] == {"ready": 1, "failed": 1})
     job = sets.http.post("/v1/jobs", json={"query": "still there"}, headers={"Prefer": "wait=20"})
 
     assert job.json()["output"]["text"] == "still there"
     assert sets.pids(WORKER, "1") == [other]
     assert sets.supervisor.is_alive
+
+
+def test_a_set_that_failed_can_be_read_with_its_reason_until_its_supervisor_is_stopped(sets: Sets):
+    sets.engine_dies_three_times("0")
+    until(lambda: health(sets.http)["workers"]["chat"] == {"ready": 1, "failed": 1})
+
+    said, metrics = health(sets.http), sets.http.get("/metrics").text
+    sets.supervisor.stop(LIMIT_S)
+
+    [trouble] = said["reasons"]
+    assert (said["status"], said["reason"]) == ("ready", None)
+    assert trouble["reason"].startswith("the engine died 3 times: ")
+    assert trouble | {"reason": ""} == {
+        "role": "chat", "state": "failed", "reason": "", "model": "echo", "gpus": "0",
+    }  # fmt: skip
+    assert 'forebay_workers{role="chat",state="failed"} 1.0' in metrics
+    assert re.search(
+        r'^forebay_worker_troubles{.*gpus="0".*died 3 times.*} 1\.0$', metrics, re.MULTILINE
+    )
+    assert (health(sets.http)["reasons"], health(sets.http)["workers"]["chat"]) == ([], {})
 
 
 def test_when_both_sets_have_given_up_the_supervisor_ends_with_69_and_says_why(sets: Sets):
@@ -104,10 +127,35 @@ def test_when_both_sets_have_given_up_the_supervisor_ends_with_69_and_says_why(s
 
     assert sets.supervisor.wait(LIMIT_S) == 69
     assert "engine died 3 times" in sets.supervisor.last_words()
+    assert health(sets.http)["workers"]["chat"] == {"failed": 2}
 
 
-def ready_sets(http: httpx.Client) -> int:
-    return int(http.get("/health/ready").json()["workers"]["chat"].get("ready", 0))
+@pytest.mark.parametrize("has_supervisor", [True, False])
+def test_a_first_start_that_failed_can_be_read_after_the_end(
+    redis_environ: dict[str, str], tmp_path: Path, has_supervisor: bool
+):
+    options = ChatOptions(model="none", engine="lmdeploy")
+    with service(tmp_path, redis_environ, roles=("api",)) as running:
+        command = commands.chat(options, None, running.environ, "alone")
+        if has_supervisor:
+            words = commands.forebay("worker", "chat", *options.arguments())
+            command = replace(command, argv=words)
+        worker = Child(replace(command, log=tmp_path / "chat.log", cwd=tmp_path))
+        try:
+            status = worker.wait(2 * LIMIT_S)
+        finally:
+            worker.stop(LIMIT_S)
+        said = httpx.get(f"{running.url}/health/ready").json()
+
+    assert status == 78
+    assert [trouble["state"] for trouble in said["reasons"]] == ["failed"]
+    assert said["reasons"][0]["reason"] in worker.last_words()
+    assert said["reason"] == f"a chat worker failed: {said['reasons'][0]['reason']}"
+
+
+def health(http: httpx.Client) -> dict[str, Any]:
+    said: dict[str, Any] = http.get("/health/ready").json()
+    return said
 
 
 def _processes() -> Iterator[tuple[int, str, set[str]]]:

@@ -12,6 +12,7 @@ from worker.contract.door import RedisDoor
 from worker.contract.registry import Registry
 
 _BOUNDS_S = (*(bound_ms / 1000 for bound_ms in keys.BUCKETS_MS), math.inf)
+_REASON_CHARS = 300  # of a label
 HISTOGRAMS = ("queue", "media", "ttft", "total", "eta_error")
 
 
@@ -39,7 +40,8 @@ class Totals:
 
     `finished` by (status, model), `swept` by what was done, `takeovers` (attempts lost with their
     worker) by lane, `histograms` by (name of `HISTOGRAMS`, model), `depths` by queue, `workers` by
-    (role, state), `held` (jobs that workers hold) by role, `dead` jobs in the dead list.
+    (role, state), `troubles` (workers that are not well) by (role, state, host, GPUs, reason),
+    `held` (jobs that workers hold) by role, `dead` jobs in the dead list.
     `callbacks` are tries by result: delivered, failed (to be repeated), given_up, dropped; `owed`
     events are still to be delivered, the oldest for `owed_s`; `endpoints_disabled` get none.
     """
@@ -53,6 +55,9 @@ class Totals:
     )
     depths: dict[str, int] = field(default_factory=dict)
     workers: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+    troubles: dict[tuple[str, str, str, str, str], int] = field(
+        default_factory=lambda: defaultdict(int)
+    )
     held: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     dead: int = 0
     callbacks: dict[str, int] = field(default_factory=dict)
@@ -69,6 +74,9 @@ async def read_totals(door: RedisDoor) -> Totals:
     for worker in await registry.workers():
         totals.workers[worker["role"], worker["state"]] += 1
         totals.held[worker["role"]] += worker["in_flight"]
+        if reason := worker["reason"][:_REASON_CHARS]:
+            role, state, host, gpus = (worker[name] for name in ("role", "state", "host", "gpus"))
+            totals.troubles[role, state, host, gpus, reason] += 1
     totals.depths = await registry.depths()
     totals.dead = int(await door.command("ZCARD", door.key("dead")))
     await _read_debts(door, totals)

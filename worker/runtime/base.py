@@ -106,6 +106,11 @@ class Base:
         with contextlib.suppress(StoreUnavailable):
             await self._announce()
 
+    async def fail(self, failure: Failure) -> None:
+        """Announce that no restart can help; it can be read for a while after the end."""
+        self.failure = failure
+        await self.say("failed", failure.reason)
+
     async def _announce(self) -> None:
         info = asdict(self._me) | {
             "state": self._state,
@@ -140,11 +145,14 @@ class Base:
             await asyncio.sleep(_ANNOUNCE_S)
 
     async def close(self) -> None:
-        """End the background work, sign off and close every connection."""
+        """End the background work, sign off (not after a failure) and close every connection."""
         await self._end()
         await self._tickets.close()
         with contextlib.suppress(StoreUnavailable):
-            await self._registry.sign_off(self._me.owner)
+            if self.failure is None:
+                await self._registry.sign_off(self._me.owner)
+            else:
+                await self._announce()
         await self._orders.close()
         await self._objects.close()
         await self._door.close()

@@ -129,8 +129,7 @@ class ChatRuntime(Base):
         return len(self._deaths) >= _MAX_DEATHS
 
     async def _fail(self, reason: str) -> NoReturn:
-        self.failure = Failure(reason, is_everywhere=False)  # it was well once
-        await self.say("failed", reason)
+        await self.fail(Failure(reason, is_everywhere=False))  # it was well once
         os.kill(os.getpid(), signal.SIGQUIT)  # hand everything back now
         while True:
             await asyncio.Event().wait()
