@@ -1,9 +1,10 @@
 """Which GPUs there are, which a command asked for, and holding them against this host's others."""
 
 import contextlib
+import os
 import re
+import stat
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from worker import locks
 
 _LISTED = re.compile(r"^GPU (\d+):.*\(UUID: (GPU-[\w-]+)\)|^\s+MIG .*\(UUID: (MIG-[\w-]+)\)")
 LIST_S = 20.0  # nvidia-smi takes seconds where the driver is not kept loaded
-LOCKS = Path(tempfile.gettempdir())
 
 
 class GpuError(Exception):
@@ -70,11 +70,41 @@ def choose(asked: Sequence[str], tp: int | None, there: Sequence[Gpu]) -> tuple[
 
 
 def visible(there: Sequence[Gpu], setting: str | None) -> tuple[Gpu, ...]:
-    """Return the GPUs that an inherited CUDA_VISIBLE_DEVICES leaves; None leaves all."""
+    """Return the GPUs that an inherited CUDA_VISIBLE_DEVICES leaves, in its order; None leaves all.
+
+    As the driver reads it: the beginning of a UUID will do where only one has it, and a name that
+    is not there hides all that come after it.
+    """
     if setting is None:
         return tuple(there)
-    names = [name.strip() for name in setting.split(",")]
-    return tuple(gpu for gpu in there if gpu.name in names or gpu.uuid in names)
+    found: list[Gpu] = []
+    for name in setting.split(","):
+        gpu = _named(name.strip(), there)
+        if gpu is None or gpu in found:
+            break
+        found.append(gpu)
+    return tuple(found)
+
+
+def _named(name: str, there: Sequence[Gpu]) -> Gpu | None:
+    for gpu in there:
+        if name in {gpu.name, gpu.uuid}:
+            return gpu
+    alike = [gpu for gpu in there if gpu.uuid.startswith(name)] if "-" in name else []
+    return alike[0] if len(alike) == 1 else None
+
+
+def lock_folder() -> Path:
+    """Return where every user of this host finds the locks, whatever TMPDIR says."""
+    folder = Path("/run/lock")
+    try:
+        is_shared = bool(folder.stat().st_mode & stat.S_IWOTH) and os.access(folder, os.W_OK)
+    except OSError:
+        is_shared = False
+    return folder if is_shared else Path("/tmp")  # noqa: S108 - shared on purpose, opened with care
+
+
+LOCKS = lock_folder()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.support.processes import LIMIT_S, Service, service, until
-from worker import commands
+from worker import commands, gpus
 from worker.children import Child, Command
 from worker.commands import ChatOptions
 
@@ -63,7 +63,8 @@ def sets(
 ) -> Iterator[Sets]:
     driver = tmp_path / "bin" / "nvidia-smi"
     driver.parent.mkdir()
-    listed = "\n".join(f"GPU {n}: None (UUID: GPU-{secrets.token_hex(6)})" for n in range(2))
+    uuids = [f"GPU-{secrets.token_hex(6)}" for _ in range(2)]
+    listed = "\n".join(f"GPU {n}: None (UUID: {uuid})" for n, uuid in enumerate(uuids))
     driver.write_text(f"#!/bin/sh\ncat <<END\n{listed}\nEND\n")
     driver.chmod(0o755)
     path = f"{driver.parent}:{os.environ['PATH']}"
@@ -86,6 +87,8 @@ def sets(
                 yield made
             finally:
                 supervisor.stop(LIMIT_S)
+                for uuid in uuids:
+                    (gpus.LOCKS / f"forebay-{uuid}.lock").unlink(missing_ok=True)
 
 
 def test_a_set_whose_engine_dies_again_and_again_leaves_the_other_one_answering(sets: Sets):

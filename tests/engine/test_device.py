@@ -81,6 +81,17 @@ async def test_of_an_engine_that_is_killed_while_it_loads_nobody_says_so():
     assert caught.value.is_everywhere is None
 
 
+def test_fewer_gpus_than_a_model_is_spread_over_are_this_workers_alone():
+    device.check_count(2, 2)
+
+    with pytest.raises(
+        EngineFailed, match=r"over 2 GPUs, and CUDA shows this process 1 "
+    ) as caught:
+        device.check_count(1, 2)
+
+    assert caught.value.is_everywhere is False
+
+
 class Slots:
     """What the echo engine cannot count its slots by, as a GPU has no memory for them."""
 

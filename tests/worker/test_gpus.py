@@ -1,5 +1,7 @@
 """Sets of GPUs: which there are, which are refused, who holds them."""
 
+import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +92,43 @@ def test_an_inherited_choice_of_devices_is_kept_to():
     assert gpus.visible(FOUR, "2,GPU-3") == FOUR[2:]
     assert gpus.visible(FOUR, "") == ()
     assert gpus.visible(FOUR, "-1") == ()
+    assert gpus.visible(FOUR, "GPU-zzzz") == ()
+
+
+def test_an_inherited_choice_is_read_as_the_driver_reads_it():
+    two = gpus.read_list(LISTED)[:2]
+
+    assert gpus.visible(two, "1,0") == (two[1], two[0])
+    assert gpus.visible(two, "GPU-b") == (two[1],)
+    assert gpus.visible(two, "GPU-b,GPU-aaaa") == (two[1], two[0])
+    assert gpus.visible(two, "GPU-") == ()  # which of them?
+    assert gpus.visible(two, "1,7,0") == (two[1],)
+    assert gpus.choose((), 2, gpus.visible(two, "1,0")) == ("1,0",)
+
+
+def test_another_folder_for_temporary_files_is_no_way_around_a_lock(tmp_path: Path):
+    uuid = f"GPU-{secrets.token_hex(6)}"
+    file = gpus.LOCKS / f"forebay-{uuid}.lock"
+    code = f"""
+from worker import gpus
+with gpus.held([{uuid!r}], ()):
+    print(flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            with pytest.raises(GpuError, match="in use"), gpus.held([uuid], ()):
+                pytest.fail("held")
+        finally:
+            holder.kill()
+            file.unlink(missing_ok=True)
 
 
 def test_a_gpu_of_another_chat_worker_of_this_host_is_refused_until_that_one_is_gone(

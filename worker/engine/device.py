@@ -1,14 +1,24 @@
-"""Whether a failed start is the fault of one worker's device, or of what all workers were given."""
+"""Whether a start fails, and whose fault it is: one worker's device's, or what all were given."""
 
 import re
 from collections.abc import Iterator
 
-from worker.contract.errors import OutOfMemory
+from worker.contract.errors import EngineFailed, OutOfMemory
 
 _KINDS = {"AcceleratorError", "DistBackendError", "OutOfMemoryError"}
 """torch's, by name: an engine without torch has no need of it, and this module neither."""
 _WORDS = re.compile(r"CUDA|NCCL|out of memory|gpu memory|can't allocate memory")
 """In a plain RuntimeError: all that TurboMind has, and LMDeploy where its cache finds no room."""
+
+
+def check_count(seen: int, tp: int) -> None:
+    """Raise EngineFailed where CUDA shows fewer GPUs than the model is to be spread over."""
+    if seen < tp:
+        raise EngineFailed(
+            f"the model is to be spread over {tp} GPUs, and CUDA shows this process {seen} "
+            "(nvidia-smi, CUDA_VISIBLE_DEVICES)",
+            is_everywhere=False,
+        )
 
 
 def is_to_blame(error: BaseException) -> bool:

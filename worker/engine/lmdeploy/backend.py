@@ -35,6 +35,7 @@ from worker.contract.errors import (
     OptionUnsupported,
     OutOfMemory,
 )
+from worker.engine import device
 from worker.engine.alphabet import Alphabet
 from worker.engine.base import Counters
 from worker.engine.lmdeploy.answering import Sampled
@@ -76,6 +77,7 @@ class Backend:
 
     def __init__(self, spec: BackendSpec, inside: Callable[[], int]) -> None:
         get_logger("lmdeploy").setLevel("WARNING")
+        device.check_count(torch.cuda.device_count(), spec.tp)  # LMDeploy would wait, or crash
         name = spec.name
         if name == "auto":
             name = autoget_backend(spec.folder, trust_remote_code=spec.trust_remote_code)
