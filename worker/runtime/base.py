@@ -27,6 +27,7 @@ from worker.runner import Runner
 _log = logging.getLogger(__name__)
 _ANNOUNCE_S = 4.0
 _CANCEL_S = 0.5
+_STATES = {"loading": 0, "ready": 0, "draining": 1, "failed": 2}  # the way goes up alone
 _FAULT_STATUS = 70  # EX_SOFTWARE: a background task of ours ended
 
 WhyCancelled = Callable[[], Stop | None]
@@ -101,7 +102,12 @@ class Base:
         self._tasks.append(task)
 
     async def say(self, state: str, reason: str = "") -> None:
-        """Announce a state: loading, ready, draining or failed."""
+        """Announce a state of `_STATES`; one that stands before the present one changes nothing.
+
+        An engine that is back while its worker drains does not make that worker ready.
+        """
+        if _STATES[state] < _STATES[self._state]:
+            return
         self._state, self._reason = state, reason
         with contextlib.suppress(StoreUnavailable):
             await self._announce()
