@@ -84,6 +84,22 @@ def test_a_job_that_kills_every_worker_fails_alone(server: Up) -> None:
     assert after["output"]["text"] == "still there"
 
 
+def test_jobs_that_kill_engines_one_after_the_other_do_not_end_the_worker(server: Up) -> None:
+    workers = server.pids("worker.tasks chat")
+
+    for _ in range(2):
+        other = server.api.post("/v1/jobs", json={"query": "[[tokens=60 rate=30]]"}).json()
+        stream = events(server, other["id"])
+        next(data for kind, data in stream if kind == "delta")
+        wait = {"Prefer": "wait=60"}
+        poison = server.api.post("/v1/jobs", json={"query": "[[die]]"}, headers=wait).json()
+        *_, (_, ended) = stream
+        assert poison["error"]["code"] == "worker_lost"
+        assert ended["output"]["text"] == ANSWER
+
+    assert server.pids("worker.tasks chat") == workers
+
+
 def test_cancel_ends_a_running_job_and_keeps_what_it_said(server: Up) -> None:
     job = server.api.post("/v1/jobs", json={"query": "[[tokens=600 rate=20]]"}).json()
     stream = events(server, job["id"])

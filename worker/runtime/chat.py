@@ -5,29 +5,29 @@ import logging
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, NoReturn
 
 from celery import Celery
 
 from worker.batcher import Batcher
 from worker.chat import ChatAttempt, estimate_tokens
-from worker.contract.errors import EngineFailed
+from worker.contract.errors import EngineDied, EngineFailed
 from worker.contract.job import Hold, Lane
 from worker.contract.log import event
 from worker.contract.settings import Settings
 from worker.engine import EngineSpec
-from worker.engine.base import ModelCard
+from worker.engine.base import Delta, ModelCard, Prompt
 from worker.engine.process import EngineProcess
 from worker.runner import Verdict
 from worker.runtime.base import Base, Failure, Identity, WhyCancelled
+from worker.runtime.deaths import MAX_DEATHS, Deaths
 from worker.stream import DeltaStream
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
-_MAX_DEATHS, _DEATHS_WITHIN_S = 3, 600.0
 
 
 class ChatRuntime(Base):
@@ -53,7 +53,8 @@ class ChatRuntime(Base):
         self._why_cancelled = why_cancelled
         self.on_ready: Callable[[bool], None] = lambda _is_ready: None
         self._ready = asyncio.Event()
-        self._deaths: deque[float] = deque()
+        self._deaths = Deaths()
+        self._inside: set[str] = set()  # jobs that this life of the engine answers
         self._model: ModelCard | None = None
 
     async def start(self) -> None:
@@ -78,7 +79,7 @@ class ChatRuntime(Base):
     def _begin(self, hold: Hold) -> ChatAttempt:
         return ChatAttempt(
             hold,
-            answer=self._engine.answer,
+            answer=partial(self._answer, hold.job_id),
             batcher=self._batcher,
             stream=self._stream,
             objects=self._objects,
@@ -86,6 +87,21 @@ class ChatRuntime(Base):
             max_tokens=self._settings.max_tokens,
             max_picture_bytes=self._settings.image_max_bytes,
         )
+
+    async def _answer(self, job_id: str, prompt: Prompt, take: Callable[[Delta], None]) -> None:
+        """Have the engine answer; who is inside when it dies stays noted in that life of it."""
+        if not self._ready.is_set():
+            raise EngineDied("the engine starts again", was_inside=False)
+        inside, died_with_it = self._inside, False
+        inside.add(job_id)
+        try:
+            await self._engine.answer(prompt, take)
+        except EngineDied as error:
+            died_with_it = error.was_inside
+            raise
+        finally:
+            if not died_with_it:
+                inside.discard(job_id)
 
     def _card(self) -> dict[str, Any] | None:
         if self._model is None:
@@ -107,10 +123,10 @@ class ChatRuntime(Base):
 
     async def _start_again(self, how: str) -> str | None:
         """Start the engine after a death; return how it died of that, None once it is back."""
-        lost = self._engine.lost_prompts
-        event(_log, "engine.died", level=logging.ERROR, how=how, inside=lost)
-        if self._is_too_often(lost):
-            await self._fail(f"the engine died {_MAX_DEATHS} times: {how}")
+        inside, self._inside = self._inside, set()
+        event(_log, "engine.died", level=logging.ERROR, how=how, inside=len(inside))
+        if self._deaths.are_too_many(inside, time.monotonic()):
+            await self._fail(f"the engine died {MAX_DEATHS} times: {how}")
         await self.say("loading", how)
         try:
             self._model = await self._engine.start()
@@ -119,14 +135,6 @@ class ChatRuntime(Base):
                 await self._fail(error.message)
             return error.message  # a GPU's memory may be free a moment later
         return None
-
-    def _is_too_often(self, lost: int) -> bool:
-        """Count a death, unless one job was alone inside: then that job is to blame."""
-        if lost != 1:
-            self._deaths.append(time.monotonic())
-        while self._deaths and time.monotonic() - self._deaths[0] > _DEATHS_WITHIN_S:
-            self._deaths.popleft()
-        return len(self._deaths) >= _MAX_DEATHS
 
     async def _fail(self, reason: str) -> NoReturn:
         await self.fail(Failure(reason, is_everywhere=False))  # it was well once
