@@ -169,12 +169,17 @@ async def test_the_same_seed_gives_the_same_answer_whatever_else_runs(engine: En
     assert other.token_ids != alone.token_ids
 
 
-async def test_without_a_seed_answers_differ(engine: Engine):
-    prompt = ask("羊", max_tokens=24, temperature=1.0)
+async def test_without_a_seed_the_answers_of_two_jobs_differ_and_a_jobs_attempts_agree(
+    engine: Engine,
+):
+    options = {"max_tokens": 24, "temperature": 1.0}
 
-    answers = [await answer_of(engine, prompt) for _ in range(2)]
+    first, again, other = [
+        await answer_of(engine, ask("羊", key=key, **options)) for key in ("a.1", "a.2", "b.1")
+    ]
 
-    assert answers[0].token_ids != answers[1].token_ids
+    assert again.token_ids == first.token_ids
+    assert other.token_ids != first.token_ids
 
 
 async def test_special_tokens_that_a_user_writes_are_text(engine: Engine):
@@ -316,11 +321,11 @@ def test_seats_share_their_weights_and_not_their_state(tiny_model: Path):
 
 def test_what_a_prompt_leaves_open_the_checkpoint_says_and_else_the_guide():
     said = GenerationConfig(do_sample=True, temperature=0.5, top_k=3, repetition_penalty=1.2)
-    nothing = EngineOptions(max_tokens=1)
+    nothing = ask("?")
 
     by_checkpoint = Sampling.of(nothing, said)
     by_guide = Sampling.of(nothing, GenerationConfig())
-    by_prompt = Sampling.of(EngineOptions(max_tokens=1, temperature=0.0, top_k=0, seed=0), said)
+    by_prompt = Sampling.of(ask("?", temperature=0.0, top_k=0, seed=0), said)
 
     assert (by_checkpoint.temperature, by_checkpoint.top_k) == (0.5, 3)
     assert (by_checkpoint.repetition_penalty, by_checkpoint.top_p) == (1.2, 1.0)

@@ -4,6 +4,7 @@ An engine is given prompts whose media are already fetched, checked and shrunk, 
 knows no job record, no Redis and no HTTP.
 """
 
+import hashlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -108,10 +109,10 @@ class EngineOptions:
 class Prompt:
     """One attempt at one job.
 
-    `key` is unique per attempt. `emitted_…` is what earlier attempts have already streamed (of
-    calls: how many): the engine goes on from there and yields only what comes after, so that
-    emitted_text + all deltas is the whole answer; `options.max_tokens` counts the emitted tokens
-    in.
+    `key` is unique per attempt: the job's id, a dot, which attempt it is. `emitted_…` is what
+    earlier attempts have already streamed (of calls: how many): the engine goes on from there and
+    yields only what comes after, so that emitted_text + all deltas is the whole answer;
+    `options.max_tokens` counts the emitted tokens in.
     """
 
     key: str
@@ -121,6 +122,18 @@ class Prompt:
     emitted_text: str = ""
     emitted_reasoning: str = ""
     emitted_calls: int = 0
+
+    @property
+    def seed(self) -> int:
+        """What random numbers begin with, 0 to 2^63-1: the same for all attempts at a job.
+
+        Without one in the options it is the job's own. An attempt that has to begin an answer anew
+        must come upon the same tokens again.
+        """
+        if self.options.seed is not None:
+            return self.options.seed
+        digest = hashlib.sha256(self.key.partition(".")[0].encode()).digest()
+        return int.from_bytes(digest[:8]) >> 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,6 +249,7 @@ def _generation(prompt: Prompt, read: "Read", opened: _Opened, *, emitted: int) 
     return ours.generation(
         prompt.options,
         opened.defaults,
+        seed=prompt.seed,
         emitted=emitted,
         eos_ids=opened.eos_ids,
         response_format=form,

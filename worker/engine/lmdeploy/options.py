@@ -1,7 +1,6 @@
 """Our options in LMDeploy's words. Pure: nothing here imports LMDeploy."""
 
 import json
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -61,6 +60,7 @@ def generation(
     options: EngineOptions,
     defaults: Defaults,
     *,
+    seed: int,
     emitted: int,
     eos_ids: frozenset[int],
     response_format: dict[str, Any] | None = None,
@@ -68,8 +68,9 @@ def generation(
     """Return the arguments of LMDeploy's GenerationConfig; `response_format` as in `grammar`.
 
     Stop texts are not among them: LMDeploy stops at tokens that contain such a text, we stop at the
-    text. An attempt that goes on after `emitted` tokens draws other random numbers than the first
-    attempt did from the same seed: the engine would repeat those of the answer's beginning.
+    text. `seed` is the prompt's, which has one in any case. An attempt that goes on after `emitted`
+    tokens draws other random numbers than the first attempt did from the same seed: the engine
+    would repeat those of the answer's beginning.
     """
     temperature = _given(options.temperature, defaults.temperature)
     is_greedy = temperature == 0
@@ -81,7 +82,7 @@ def generation(
         "top_p": 1.0 if is_greedy else _given(options.top_p, defaults.top_p),
         "min_p": 0.0 if is_greedy else _given(options.min_p, defaults.min_p),
         "repetition_penalty": _given(options.repetition_penalty, defaults.repetition_penalty),
-        "random_seed": _seed(options.seed, emitted),
+        "random_seed": (seed + emitted * _SEED_STEP) % _SEED_LIMIT,
         "ignore_eos": options.ignore_eos,
         "stop_token_ids": sorted(eos_ids),
     }
@@ -95,11 +96,6 @@ def generation(
 def repeats(prompt: Prompt) -> bool:
     """Return whether an answer that was begun is begun anew: a grammar knows only its beginning."""
     return bool(prompt.emitted_ids) and not is_free(prompt.options)
-
-
-def _seed(seed: int | None, emitted: int) -> int:
-    start = secrets.randbits(63) if seed is None else seed
-    return (start + emitted * _SEED_STEP) % _SEED_LIMIT
 
 
 def _given(value: Any, default: Any) -> Any:

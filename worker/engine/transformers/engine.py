@@ -224,7 +224,7 @@ class _Run:
         answering = self._answering(ears, laid_out.length)
         if answering.is_over or self._cancelled.is_set():
             return
-        sampling = Sampling.of(self._prompt.options, self._opened.checkpoint.sampling)
+        sampling = Sampling.of(self._prompt, self._opened.checkpoint.sampling)
         steps = [step for step in (ears.watching, ears.constraint) if step is not None]
         self.seat.generate(
             **laid_out.tensors,

@@ -6,7 +6,6 @@ noise depends on the seed and the token's place in the answer alone: other promp
 it, and an attempt that goes on at token 40 draws what an undisturbed one would have drawn there.
 """
 
-import secrets
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,7 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from worker.engine.base import EngineOptions
+from worker.engine.base import Prompt
 
 _OURS = (
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff"),
@@ -36,7 +35,7 @@ _OURS = (
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What `EngineOptions` describes, with every gap filled. `temperature` 0 is greedy."""
+    """What a prompt's options describe, with every gap filled. `temperature` 0 is greedy."""
 
     temperature: float
     top_k: int
@@ -46,20 +45,21 @@ class Sampling:
     seed: int
 
     @classmethod
-    def of(cls, options: EngineOptions, config: GenerationConfig) -> Self:
+    def of(cls, prompt: Prompt, config: GenerationConfig) -> Self:
         """Fill the gaps from the checkpoint's generation_config, then from the defaults.
 
         Source of the defaults: the guide's (temperature 1, top_k 50, top_p 1, repetition_penalty 1,
-        a random seed). A checkpoint that says `do_sample: false` is greedy until a prompt names a
-        temperature.
+        a random seed, here one per job). A checkpoint that says `do_sample: false` is greedy until
+        a prompt names a temperature.
         """
+        options = prompt.options
         return cls(
             temperature=_first(options.temperature, _temperature(config)),
             top_k=_first(options.top_k, config.top_k, 50),
             top_p=_first(options.top_p, config.top_p, 1.0),
             min_p=_first(options.min_p, config.min_p, 0.0),
             repetition_penalty=_first(options.repetition_penalty, config.repetition_penalty, 1.0),
-            seed=secrets.randbits(63) if options.seed is None else options.seed,
+            seed=prompt.seed,
         )
 
     def processors(self, answer_start: int) -> LogitsProcessorList:
