@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ from worker.engine.base import (
     Turn,
 )
 from worker.engine.lmdeploy.answering import Answering, Sampled
+from worker.engine.lmdeploy.capacity import token_bytes
 from worker.engine.lmdeploy.grammar import response_format
 from worker.engine.lmdeploy.models import hub_id
 from worker.engine.lmdeploy.options import Defaults, generation, repeats
@@ -83,6 +85,36 @@ def test_a_folder_is_a_folder_whatever_it_is_called(
 async def test_without_a_gpu_the_engine_says_what_it_needs():
     with pytest.raises(EngineFailed, match=r"needs (lmdeploy|an NVIDIA GPU)"):
         load_engine(EngineSpec("demo", "lmdeploy"))
+
+
+# --- capacity -------------------------------------------------------------------------------------
+
+LANGUAGE = {
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 24,
+    "hidden_size": 2048,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SimpleNamespace(**LANGUAGE),
+        SimpleNamespace(text_config=SimpleNamespace(**LANGUAGE), hidden_size=99),
+        SimpleNamespace(llm_config=LANGUAGE, vision_config={"num_attention_heads": 3}),
+        {"thinker_config": SimpleNamespace(text_config=LANGUAGE)},
+    ],
+    ids=["text only", "text_config", "llm_config as a dict", "two deep"],
+)
+def test_a_token_of_the_cache_is_measured_by_the_language_model(config: object):
+    assert token_bytes(config, tp=1) == 2 * 2 * 24 * 8 * 128
+    assert token_bytes(config, tp=2) == 2 * 2 * 24 * 4 * 128
+
+
+@pytest.mark.parametrize("lacking", ["num_attention_heads", "num_hidden_layers", "hidden_size"])
+def test_a_configuration_that_says_too_little_gives_no_measure(lacking: str):
+    assert token_bytes({**LANGUAGE, lacking: None}, tp=1) is None
 
 
 # --- options --------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from worker.engine import device
 from worker.engine.alphabet import Alphabet
 from worker.engine.base import Counters
 from worker.engine.lmdeploy.answering import Sampled
+from worker.engine.lmdeploy.capacity import token_bytes
 from worker.engine.lmdeploy.pulse import Pulse
 from worker.engine.lmdeploy.pytorch_engine import PacedRequests, forget_in_bulk, name_pictures
 
@@ -231,14 +232,19 @@ class Backend:
         self.asynchronous.close()
         gc.unfreeze()
 
-    def _capacity(self, free_bytes: int, spec: BackendSpec) -> int:
-        """Return how many tokens the key-value cache holds; TurboMind's is estimated."""
+    def _capacity(self, free_bytes: int, spec: BackendSpec) -> int | None:
+        """Return how many tokens the key-value cache holds; TurboMind's is estimated.
+
+        None where the checkpoint's configuration does not say enough: the slots bound it then.
+        """
         cache = getattr(self._engine, "cache_config", None)
         if cache is not None:
             return int(cache.num_gpu_blocks * cache.block_size)
+        per_token = token_bytes(self.asynchronous.hf_cfg, spec.tp)
+        if per_token is None:
+            return None
         files = Path(spec.folder).glob("*.safetensors")
         weight_bytes = sum(file.stat().st_size for file in files) / spec.tp
-        per_token = _token_bytes(self.asynchronous.hf_cfg, spec.tp)
         return max(int(CACHE_SHARE * (free_bytes - weight_bytes) / per_token), 1)
 
 
@@ -261,15 +267,6 @@ def _config(name: str, spec: BackendSpec) -> Any:
         enable_metrics=False,
         logprobs_mode="raw_logprobs",  # costs nothing while nobody asks for them
     )
-
-
-def _token_bytes(config: Any, tp: int) -> int:
-    """Return what one token takes in one GPU's cache, keys and values in 16 bits."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    heads = int(text.num_attention_heads)
-    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-    size = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    return 2 * 2 * int(text.num_hidden_layers) * max(kv_heads // tp, 1) * size
 
 
 def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:

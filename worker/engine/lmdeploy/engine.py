@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed
+from worker.contract.errors import ContextTooLong, EngineDied, EngineFailed, JobError
 from worker.engine.base import Counters, Delta, ModelCard, Prompt
 from worker.engine.lmdeploy import options as ours
 from worker.engine.lmdeploy.answering import Answering
@@ -169,7 +169,9 @@ class LmdeployEngine:
         )
         try:
             return Backend(spec, lambda: self._inside)
-        except (RuntimeError, ValueError, AssertionError, ImportError, OSError, KeyError) as error:
+        except JobError:
+            raise
+        except Exception as error:  # each library that reads a checkpoint has errors of its own
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise EngineFailed(f"LMDeploy cannot load {self._folder}: {reason[0]}") from error
 
