@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from worker.batcher import Batcher, Room
+from worker.contract.card import check_options
 from worker.contract.errors import ExecutionTimeout, JobError
 from worker.contract.job import ChatRequest, Hold, JobStatus, Message, Outcome, PreparedMedia
 from worker.contract.s3 import ObjectStore
@@ -39,7 +40,7 @@ Answer = Callable[[Prompt, Callable[[Delta], None]], Awaitable[None]]
 
 
 class ChatAttempt:
-    """One attempt. `cost` tells how many tokens a prompt occupies at most."""
+    """One attempt. `card` is the model's, as announced; `cost` a prompt's tokens at most."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class ChatAttempt:
         batcher: Batcher,
         stream: DeltaStream,
         objects: ObjectStore,
+        card: dict[str, Any],
         cost: Callable[[Prompt], int],
         max_tokens: int,
         max_picture_bytes: int,
@@ -58,6 +60,7 @@ class ChatAttempt:
         self._batcher = batcher
         self._stream = stream
         self._objects = objects
+        self._card = card
         self._cost = cost
         self._max_tokens = max_tokens
         self._max_picture_bytes = max_picture_bytes
@@ -72,6 +75,7 @@ class ChatAttempt:
 
     async def work(self) -> None:
         """Generate the answer into the stream."""
+        check_options(self._hold.request, self._card)
         prompt = await self._prompt()
         is_suspect = self._hold.crashes >= _SUSPECT_CRASHES
         goes_on = bool(self._hold.emitted_ids) and not is_suspect  # who would hold up all others

@@ -29,6 +29,7 @@ from worker.stream import DeltaStream
 
 LIMIT_S = 10
 LEASE_S = 0.8
+CARD = {"model": "demo", "engine": "echo", "options": ["logprobs", "top_logprobs", "tools"]}
 ENDLESS = "[[tokens=100000 rate=100]]"
 
 
@@ -106,7 +107,7 @@ async def house(make_settings: MakeSettings) -> AsyncIterator[House]:
     def begin(hold: Hold) -> ChatAttempt:
         return ChatAttempt(
             hold, answer=engine.answer, batcher=batcher, stream=stream, objects=objects,
-            cost=estimate_tokens, max_tokens=256, max_picture_bytes=10**6,
+            card=CARD, cost=estimate_tokens, max_tokens=256, max_picture_bytes=10**6,
         )  # fmt: skip
 
     runner = Runner(
@@ -134,6 +135,24 @@ async def test_a_ticket_becomes_an_answer(house: House):
     assert (job["status"], job["output"]["text"]) == ("completed", "图片中有四只羊")
     assert job["usage"]["completion_tokens"] == job["progress"]["tokens"] == 7
     assert len(house.holds) == 0
+
+
+async def test_an_option_that_nobody_could_refuse_at_submission_is_refused_by_the_worker(
+    house: House,
+):
+    lost, kept = [
+        (await house.store.submit(question("hi", options=options), JobSpec())).job_id
+        for options in ({"logprobs": True, "top_k": 3}, {"logprobs": True, "max_tokens": 9})
+    ]
+
+    verdicts = [await house.run(job_id) for job_id in (lost, kept)]
+
+    error = (await house.job(lost))["error"]
+    assert verdicts == [Verdict.FAILED, Verdict.COMPLETED]
+    assert (error["code"], error["message"]) == (
+        "option_unsupported",
+        "the echo engine of demo cannot honour top_k",
+    )
 
 
 async def test_a_second_delivery_of_a_finished_job_changes_nothing(house: House):

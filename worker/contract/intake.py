@@ -3,12 +3,12 @@
 import asyncio
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 from worker.contract import forms
 from worker.contract.body import JobBody
 from worker.contract.callbacks import check_url
-from worker.contract.errors import OptionUnsupported, UploadNotFound
+from worker.contract.card import check_options
+from worker.contract.errors import UploadNotFound
 from worker.contract.files import Files
 from worker.contract.job import ChatRequest, JobSpec, MediaRef
 from worker.contract.models import Models
@@ -47,7 +47,7 @@ class Intake:
         parsed = forms.parse(body, self._settings)
         media = await asyncio.gather(*(self._reference(source) for source in parsed.sources))
         chat = forms.to_request(body, model, parsed, media)
-        _check_options(chat, card)
+        check_options(chat, card)
         return chat
 
     async def submit(
@@ -99,13 +99,3 @@ class Intake:
         if not await self._objects.exists(key):
             raise UploadNotFound(f"nothing was uploaded as {file_id}, or it expired", param=param)
         return key
-
-
-def _check_options(chat: ChatRequest, card: dict[str, Any]) -> None:
-    """Refuse what the model's engine cannot honour, as far as the model is known yet."""
-    speaks_of_tools = any(m.tool_calls or m.tool_call_id for m in chat.messages)
-    asked = chat.options.keys() | ({"tools"} if speaks_of_tools else set())
-    for name in sorted(asked - set(card.get("options", asked)) - {"max_tokens"}):
-        raise OptionUnsupported(
-            f"the {card['engine']} engine of {card['model']} cannot honour {name}", param=name
-        )

@@ -83,6 +83,7 @@ class ChatRuntime(Base):
             batcher=self._batcher,
             stream=self._stream,
             objects=self._objects,
+            card=self._card() or {},
             cost=estimate_tokens,
             max_tokens=self._settings.max_tokens,
             max_picture_bytes=self._settings.image_max_bytes,
