@@ -7,7 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,7 +28,8 @@ from worker.engine.lmdeploy.answering import Answering, Sampled
 from worker.engine.lmdeploy.capacity import token_bytes
 from worker.engine.lmdeploy.grammar import response_format
 from worker.engine.lmdeploy.models import hub_id
-from worker.engine.lmdeploy.options import Defaults, generation, repeats
+from worker.engine.lmdeploy.options import Defaults, generation, honoured, repeats
+from worker.engine.lmdeploy.template import knows_tools
 
 if TYPE_CHECKING:
     from worker.engine.lmdeploy.readers import Readers
@@ -161,6 +162,65 @@ def test_an_attempt_that_goes_on_asks_for_the_rest_with_other_random_numbers():
     assert first["random_seed"] == seed
     assert second["random_seed"] == again["random_seed"] != first["random_seed"]
     assert 0 <= second["random_seed"] < 1 << 63
+
+
+@pytest.mark.parametrize("has_logprobs", [False, True])
+@pytest.mark.parametrize("knows_tools", [False, True])
+def test_only_what_the_backend_and_the_template_can_do_is_honoured(
+    has_logprobs: bool, knows_tools: bool
+):
+    names = honoured(has_logprobs=has_logprobs, knows_tools=knows_tools)
+
+    assert {"seed", "response_format"} <= names
+    assert ({"logprobs", "top_logprobs"} <= names) == has_logprobs
+    assert ({"tools", "tool_choice", "parallel_tool_calls"} <= names) == knows_tools
+
+
+# --- templates ------------------------------------------------------------------------------------
+
+
+class Template:
+    """Renders a chat as LMDeploy's templates do; `offer` and `call` are format strings."""
+
+    def __init__(self, offer: str = "", call: str = "") -> None:
+        self._offer, self._call = offer, call
+
+    def messages2prompt(self, messages: list[dict[str, Any]], tools: list[Any]) -> str:
+        calls = [call["function"] for message in messages for call in message.get("tool_calls", ())]
+        said = "".join(
+            self._call.format(name=call["name"], arguments=json.dumps(call["arguments"]))
+            for call in calls
+        )
+        return (
+            self._offer.format(json.dumps(tools)) + "".join(m["content"] for m in messages) + said
+        )
+
+
+OFFER = 'Tools: {}. Call as <tool_call>{{"name": …}}</tool_call>\n'
+AS_JSON = '<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("template", "specials", "knows"),
+    [
+        (Template(OFFER, AS_JSON), set(), True),
+        (Template("", AS_JSON), set(), False),
+        (Template(OFFER, ""), set(), False),
+        (
+            Template(OFFER, "<tool_call>\n<function={name}>\n</function>\n</tool_call>"),
+            set(),
+            False,
+        ),
+        (Template(OFFER, '[{{"name": "{name}", "parameters": {arguments}}}]'), set(), False),
+        (Template(OFFER, AS_JSON), {"<tool_call>"}, False),
+        (object(), set(), False),
+    ],
+    ids=["json", "offers none", "writes none", "xml", "no marks", "special marks", "refuses"],
+)
+def test_a_template_knows_tools_if_it_offers_them_and_writes_calls_that_we_read(
+    template: object, specials: set[str], knows: bool
+):
+    assert knows_tools(template, frozenset(specials)) is knows
 
 
 # --- answers --------------------------------------------------------------------------------------

@@ -42,6 +42,8 @@ from worker.engine.lmdeploy.answering import Sampled
 from worker.engine.lmdeploy.capacity import token_bytes
 from worker.engine.lmdeploy.pulse import Pulse
 from worker.engine.lmdeploy.pytorch_engine import PacedRequests, forget_in_bulk, name_pictures
+from worker.engine.lmdeploy.template import knows_tools
+from worker.engine.special_tokens import special_tokens
 
 CACHE_SHARE = 0.8
 """Of the GPU memory that is free once the weights are loaded; LMDeploy's own default."""
@@ -152,6 +154,12 @@ class Backend:
         """True where the model may think before it answers, as its chat template knows."""
         template = getattr(self.asynchronous.tokenizer.model.model, "chat_template", None)
         return "<think>" in str(template)
+
+    @property
+    def knows_tools(self) -> bool:
+        """True where tools can be offered and the model's calls can be read."""
+        specials = special_tokens(self.asynchronous.tokenizer.model.model)
+        return knows_tools(self.asynchronous.chat_template, specials)
 
     @property
     def has_logprobs(self) -> bool:

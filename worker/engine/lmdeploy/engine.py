@@ -215,7 +215,9 @@ class LmdeployEngine:
             max_pixels=max_pixels,
             pixel_multiple=multiple,
             frame_max_pixels=min(max_pixels, FRAME_MAX_PIXELS),
-            options=ours.honoured(has_logprobs=backend.has_logprobs),
+            options=ours.honoured(
+                has_logprobs=backend.has_logprobs, knows_tools=backend.knows_tools
+            ),
             capacity_tokens=backend.capacity_tokens,
         )
 

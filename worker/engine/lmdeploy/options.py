@@ -10,8 +10,9 @@ from worker.engine.lmdeploy.grammar import is_free
 
 _HONOURED = frozenset(
     {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "ignore_eos"}
-    | {"response_format", "tools", "tool_choice", "parallel_tool_calls"}
+    | {"response_format"}
 )
+_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _LOGPROBS = frozenset({"logprobs", "top_logprobs"})
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: seeds of two attempts differ widely
@@ -47,13 +48,15 @@ class Defaults:
         return cls.of(json.loads(file.read_text()) if file.is_file() else {})
 
 
-def honoured(*, has_logprobs: bool) -> frozenset[str]:
+def honoured(*, has_logprobs: bool, knows_tools: bool) -> frozenset[str]:
     """Return the optional request fields that an engine honours; others are refused at submission.
 
     `has_logprobs`: it can tell how likely tokens were by the model's own scores. TurboMind cannot:
     it knows what is left after temperature and top_k, where a greedy token is always certain.
+    `knows_tools`: its chat template offers them, and we can read the calls.
     """
-    return _HONOURED | _LOGPROBS if has_logprobs else _HONOURED
+    told = _LOGPROBS if has_logprobs else frozenset()
+    return _HONOURED | told | (_TOOLS if knows_tools else frozenset())
 
 
 def generation(
