@@ -1,4 +1,4 @@
-"""The models by the names of the guide, and the two that left LMDeploy."""
+"""The models by the names of the guide, and those of them that left LMDeploy."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +7,6 @@ from worker.contract.errors import EngineFailed
 
 _HUB_IDS = {
     "internvl2-2b": "OpenGVLab/InternVL2-2B",
-    "deepseek-vl-1_3b-chat": "deepseek-ai/deepseek-vl-1.3b-chat",
-    "minicpm-v-v2_5-chat": "openbmb/MiniCPM-Llama3-V-2_5",
     "glm4v-9b-chat": "THUDM/glm-4v-9b",
 }
 """The guide's name, written with hyphens → hub id."""
@@ -40,10 +38,32 @@ _GONE = (
             }
         ),
         "InternLM-XComposer2.5",
-        last="0.14.0",
-        since="0.15.0",
+        last="0.13.0",
+        since="0.14.0",
+    ),
+    _Gone(
+        frozenset(
+            {
+                "deepseek-vl-1-3b-chat",
+                "deepseek-ai/deepseek-vl-1.3b-chat",
+                "deepseek-ai/deepseek-vl-1.3b-base",
+                "deepseek-ai/deepseek-vl-7b-chat",
+                "deepseek-ai/deepseek-vl-7b-base",
+            }
+        ),
+        "DeepSeek-VL",
+        last="0.13.0",
+        since="0.14.0",
+    ),
+    _Gone(
+        frozenset({"minicpm-v-v2-5-chat", "openbmb/minicpm-llama3-v-2-5"}),
+        "MiniCPM-Llama3-V-2.5",
+        last="0.13.0",
+        since="0.14.0",
     ),
 )
+"""Source: LMDeploy's history. 0.14.0 took the last three out of TurboMind, which alone ran them,
+and left what reads their pictures, of two to this day. 0.15.0 removed the first."""
 
 
 def hub_id(name: str) -> str:
