@@ -235,21 +235,23 @@ class Engine(Protocol):
         ...
 
 
-def frames_as_pictures(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+def frames_as_pictures(turns: tuple[Turn, ...], after: str = "\n") -> tuple[Turn, ...]:
     """Lay every clip out as labelled pictures, for models that take no video.
+
+    `after` follows each picture: nothing where the engine itself sets the newline.
 
     Source: the guide's prompt for InternVL2: `Frame1: <image>`, a newline, … `Frame8: <image>`, a
     newline, and then the text.
     """
-    return tuple(replace(turn, parts=tuple(_laid_out(turn.parts))) for turn in turns)
+    return tuple(replace(turn, parts=tuple(_laid_out(turn.parts, after))) for turn in turns)
 
 
-def _laid_out(parts: tuple[Part, ...]) -> list[Part]:
+def _laid_out(parts: tuple[Part, ...], after: str) -> list[Part]:
     out: list[Part] = []
     for part in parts:
         if not isinstance(part, Clip):
             out.append(part)
             continue
         for number, frame in enumerate(part.frames, start=1):
-            out += [FRAME_LABEL.format(number=number), frame, "\n"]
+            out += [FRAME_LABEL.format(number=number), frame, *([after] if after else [])]
     return out

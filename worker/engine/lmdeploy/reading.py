@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +20,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from worker.contract.errors import EngineFailed, OptionUnsupported
-from worker.engine.base import Clip, EngineOptions, Part, Picture, Turn, frames_as_pictures
+from worker.contract.log import event
+from worker.engine.base import Clip, EngineOptions, Part, Picture, Turn
 from worker.engine.channels import THINK
 from worker.engine.lmdeploy.grammar import response_format
+from worker.engine.lmdeploy.layout import AFTER, BEFORE, Layout, check_whole
 from worker.engine.special_tokens import SpecialTokens, special_tokens
 
 _PICTURE_MARK = "<IMAGE_TOKEN>"  # LMDeploy takes this text for a picture
 _MS = 1000.0
+_TRIED_SIDE = 224  # of a picture that every processor takes
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +78,14 @@ class Reader:
             self._vision.set_mm_feature_dtype(self._dtype)
         specials = special_tokens(self._tokenizer.model.model)
         self._specials = SpecialTokens(specials | {_PICTURE_MARK})
+        self._layout = self._seen_layout()
 
     def read(self, turns: tuple[Turn, ...], options: EngineOptions) -> Read:
         """Return the prompt's token ids and tensors.
 
         Raises:
             EngineFailed: pictures for a model that takes none, a chat that the template refuses, or
-                a picture that the model's processor refuses.
+                of which it leaves out a text, or a picture that the model's processor refuses.
             OptionUnsupported: a JSON schema or tools that guided decoding cannot follow.
         """
         _check_form(options)
@@ -92,23 +99,45 @@ class Reader:
     def _text_only(self, turns: tuple[Turn, ...], tools: Any) -> Read:
         chat = [_message(turn, "".join(map(self._text, turn.parts))) for turn in turns]
         text = self._template.messages2prompt(chat, tools=tools)
+        check_whole(turns, text, self._text)
         return Read(list(self._tokenizer.encode(text)), is_thinking=_is_thinking(text))
 
     def _with_media(self, turns: tuple[Turn, ...], tools: Any) -> Read:
         if self._vision is None or self._decode is None:
             raise EngineFailed("this model takes no pictures")
-        shown = turns if takes_video(self._vision) else frames_as_pictures(turns)
+        shown = self._layout.of(turns)
         chat = [_message(turn, self._content(turn)) for turn in shown]
-        if ImageEncoder._is_new_preprocess_api(self._vision):  # noqa: SLF001 - how it tells them apart
-            text = self._vision.get_input_prompt(chat, self._template, tools)
-            result = self._vision.preprocess(chat, text, None)
-        else:
-            chat = self._vision.preprocess(chat)
-            result = self._vision.to_pytorch(chat, self._template, self._tokenizer, tools=tools)
-            text = result["prompt"]
+        text, result = self._rendered(chat, tools)
+        check_whole(turns, text, self._text)
         named = _named(result["multimodal"], list(_sources(shown)))
         items = [self._as_computed(item) for item in named]
         return Read(result["input_ids"], items, _is_thinking(text))
+
+    def _rendered(self, chat: list[Any], tools: Any) -> tuple[str, dict[str, Any]]:
+        """Return the prompt's text, and LMDeploy's token ids and tensors."""
+        if ImageEncoder._is_new_preprocess_api(self._vision):  # noqa: SLF001 - how it tells them apart
+            text = self._vision.get_input_prompt(chat, self._template, tools)
+            return text, self._vision.preprocess(chat, text, None)
+        chat = self._vision.preprocess(chat)
+        result = self._vision.to_pytorch(chat, self._template, self._tokenizer, tools=tools)
+        return result["prompt"], result
+
+    def _seen_layout(self) -> Layout:
+        """Try a message of two texts and a picture."""
+        if self._vision is None:
+            return Layout(takes_video=False)
+        picture = Image.new("RGB", (_TRIED_SIDE, _TRIED_SIDE))
+        content = [
+            {"type": "text", "text": BEFORE},
+            {"type": Modality.IMAGE.value, "data": picture},
+            {"type": "text", "text": AFTER},
+        ]
+        try:
+            text, _ = self._rendered([{"role": "user", "content": content}], None)
+        except Exception as error:  # noqa: BLE001 - a job with such a message will say so again
+            event(_log, "reader.untried", level=logging.WARNING, reason=str(error))
+            return Layout(takes_video(self._vision))
+        return Layout.seen(text, takes_video=takes_video(self._vision))
 
     def _content(self, turn: Turn) -> Any:
         if turn.role != "user" and all(isinstance(part, str) for part in turn.parts):
