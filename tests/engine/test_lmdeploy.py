@@ -24,6 +24,7 @@ from worker.engine.base import (
     ToolUse,
     Turn,
 )
+from worker.engine.lmdeploy import LmdeployEngine
 from worker.engine.lmdeploy.answering import Answering, Sampled
 from worker.engine.lmdeploy.capacity import token_bytes
 from worker.engine.lmdeploy.grammar import response_format
@@ -469,6 +470,50 @@ def test_a_parcel_holds_tensors_of_every_kind_and_outlives_its_descriptor():
             assert got[name].dtype == value.dtype
         else:
             assert got[name] == value
+
+
+# --- opening, with LMDeploy's own code ------------------------------------------------------------
+
+
+def _backend_module() -> Any:
+    pytest.importorskip("lmdeploy", reason="LMDeploy is not installed")
+    from worker.engine.lmdeploy import backend  # noqa: PLC0415 - it needs LMDeploy
+
+    return backend
+
+
+def test_turbomind_is_refused_for_a_model_that_only_pytorch_sees_with(tmp_path: Path):
+    config = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    backend = _backend_module()
+
+    with pytest.raises(EngineFailed, match="use --backend pytorch"):
+        backend.check_sees_by_itself(str(tmp_path))
+
+
+def test_turbomind_is_taken_for_models_that_it_sees_with_and_for_those_of_text(
+    tmp_path: Path, tiny_model: Path
+):
+    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    backend = _backend_module()
+
+    backend.check_sees_by_itself(str(tiny_model))
+    backend.check_sees_by_itself(str(tmp_path))
+
+
+async def test_a_backend_is_closed_where_its_readers_cannot_open_the_model(tmp_path: Path):
+    _backend_module()
+    closed = []
+
+    class Opened(LmdeployEngine):
+        def _backend(self, folder: str) -> Any:
+            return SimpleNamespace(feature_dtype=None, close=lambda: closed.append(folder))
+
+    with pytest.raises(EngineFailed, match="could not be prepared"):
+        await Opened(str(tmp_path), readers=1).start()
+
+    assert closed == [str(tmp_path)]
 
 
 # --- reading, with LMDeploy's own code ------------------------------------------------------------

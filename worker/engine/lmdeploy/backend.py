@@ -23,9 +23,10 @@ os.environ.setdefault("LMDEPLOY_MULTIMODAL_SESSION_TRIM_COUNT", "0")
 
 import torch
 from lmdeploy import GenerationConfig, PytorchEngineConfig, TurbomindEngineConfig
-from lmdeploy.archs import autoget_backend, get_task
+from lmdeploy.archs import autoget_backend, check_vl_llm, get_model_arch, get_task
 from lmdeploy.messages import ResponseType
 from lmdeploy.utils import get_logger, is_bf16_supported
+from lmdeploy.vl.model.builder import VISION_MODELS
 
 from worker.contract.errors import (
     ContextTooLong,
@@ -84,6 +85,8 @@ class Backend:
         name = spec.name
         if name == "auto":
             name = autoget_backend(spec.folder, trust_remote_code=spec.trust_remote_code)
+        if name == "turbomind":
+            check_sees_by_itself(spec.folder, trust_remote_code=spec.trust_remote_code)
         self.name: str = name
         self.slots = spec.slots
         free_bytes = torch.cuda.mem_get_info()[0]
@@ -126,12 +129,6 @@ class Backend:
         if encoder is None:
             return None
         return str(encoder.mm_feature_dtype or torch.float16).removeprefix("torch.")
-
-    @property
-    def sees_by_itself(self) -> bool:
-        """True where pictures go in as patches; else LMDeploy's Python model must look first."""
-        is_native = getattr(self.vision, "_turbomind_native_vision", False)
-        return self.name == "pytorch" or self.vision is None or bool(is_native)
 
     @property
     def context_tokens(self) -> int:
@@ -254,6 +251,25 @@ class Backend:
         files = Path(spec.folder).glob("*.safetensors")
         weight_bytes = sum(file.stat().st_size for file in files) / spec.tp
         return max(int(CACHE_SHARE * (free_bytes - weight_bytes) / per_token), 1)
+
+
+def check_sees_by_itself(folder: str, *, trust_remote_code: bool = False) -> None:
+    """Refuse a model whose pictures TurboMind cannot take as patches, before it is loaded.
+
+    For such a model LMDeploy's own Python model would have to look at each first.
+
+    Raises:
+        EngineFailed: it is one.
+    """
+    _, config = get_model_arch(folder, trust_remote_code=trust_remote_code)
+    if not check_vl_llm("turbomind", config.to_dict()):
+        return
+    model = next((one for one in VISION_MODELS.module_dict.values() if one.match(config)), None)
+    if not getattr(model, "_turbomind_native_vision", False):
+        raise EngineFailed(
+            f"TurboMind does not see pictures by itself with a model like {folder}; "
+            "use --backend pytorch"
+        )
 
 
 def _config(name: str, spec: BackendSpec) -> Any:

@@ -8,7 +8,7 @@ Reading comes before the seat, so that a freed seat's next prompt is ready when 
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,16 +81,18 @@ class LmdeployEngine:
         await self.close()
         folder = _fetched(hub_id(self._folder))
         readers = Readers(self._reader_count)
-        await readers.start()  # first: they import while the model is loaded
-        try:
+        async with AsyncExitStack() as unless_opened:
+            unless_opened.push_async_callback(readers.close)
+            await readers.start()  # first: they import while the model is loaded
             backend = self._backend(folder)
+            unless_opened.callback(backend.close)
             await readers.open(self._reader_spec(folder, backend))
-        except BaseException:
-            await readers.close()
-            raise
-        defaults = ours.Defaults.in_folder(Path(folder))
-        self._opened = _Opened(backend, readers, defaults, backend.eos_ids)
-        return self._card(self._opened)
+            defaults = ours.Defaults.in_folder(Path(folder))
+            opened = _Opened(backend, readers, defaults, backend.eos_ids)
+            card = self._card(opened)
+            unless_opened.pop_all()
+        self._opened = opened
+        return card
 
     async def generate(self, prompt: Prompt) -> AsyncGenerator[Delta, None]:
         """Yield the answer. Closing the iterator takes the prompt out of the engine at once.
@@ -178,11 +180,6 @@ class LmdeployEngine:
     def _reader_spec(self, folder: str, backend: "Backend") -> "ReaderSpec":
         from worker.engine.lmdeploy.reading import ReaderSpec  # noqa: PLC0415 - imports LMDeploy
 
-        if not backend.sees_by_itself:
-            raise EngineFailed(
-                f"TurboMind does not see pictures by itself with {self._folder}; "
-                "use --backend pytorch"
-            )
         return ReaderSpec(folder, backend.feature_dtype, self._trust_remote_code, self._decode)
 
     def _check_length(self, prompt: Prompt, prompt_tokens: int, opened: "_Opened") -> None:
