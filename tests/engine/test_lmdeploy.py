@@ -27,6 +27,7 @@ from worker.engine.base import (
 from worker.engine.lmdeploy import LmdeployEngine
 from worker.engine.lmdeploy.answering import Answering, Sampled
 from worker.engine.lmdeploy.capacity import token_bytes
+from worker.engine.lmdeploy.engine import reason_of
 from worker.engine.lmdeploy.grammar import response_format
 from worker.engine.lmdeploy.models import hub_id
 from worker.engine.lmdeploy.options import Defaults, generation, honoured, repeats
@@ -94,6 +95,21 @@ def test_a_folder_is_a_folder_whatever_it_is_called(
 async def test_without_a_gpu_the_engine_says_what_it_needs():
     with pytest.raises(EngineFailed, match=r"needs (lmdeploy|an NVIDIA GPU)"):
         load_engine(EngineSpec("demo", "lmdeploy"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("no such file.\nDetails."), "no such file"),
+        (KeyError(), "KeyError"),
+        (
+            ValueError("It contains custom code. \nPlease pass `trust_remote_code=True`."),
+            "It contains custom code; --trust-remote-code runs that code",
+        ),
+    ],
+)
+def test_of_a_librarys_error_the_first_line_and_our_own_flag_are_told(error: Exception, told: str):
+    assert reason_of(error) == told
 
 
 # --- capacity -------------------------------------------------------------------------------------
@@ -510,7 +526,7 @@ async def test_a_backend_is_closed_where_its_readers_cannot_open_the_model(tmp_p
         def _backend(self, folder: str) -> Any:
             return SimpleNamespace(feature_dtype=None, close=lambda: closed.append(folder))
 
-    with pytest.raises(EngineFailed, match="could not be prepared"):
+    with pytest.raises(EngineFailed, match="could not be opened"):
         await Opened(str(tmp_path), readers=1).start()
 
     assert closed == [str(tmp_path)]

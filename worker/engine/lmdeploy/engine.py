@@ -174,8 +174,9 @@ class LmdeployEngine:
         except JobError:
             raise
         except Exception as error:  # each library that reads a checkpoint has errors of its own
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise EngineFailed(f"LMDeploy cannot load {self._folder}: {reason[0]}") from error
+            raise EngineFailed(
+                f"LMDeploy cannot load {self._folder}: {reason_of(error)}"
+            ) from error
 
     def _reader_spec(self, folder: str, backend: "Backend") -> "ReaderSpec":
         from worker.engine.lmdeploy.reading import ReaderSpec  # noqa: PLC0415 - imports LMDeploy
@@ -274,8 +275,14 @@ def _fetched(name: str) -> str:
     try:
         return str(get_model(name))
     except Exception as error:  # the hub's client has a dozen classes of errors
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise EngineFailed(
             f"{name} is no folder and cannot be fetched from the hub (a private model needs "
-            f"HF_TOKEN): {reason[0]}"
+            f"HF_TOKEN): {reason_of(error)}"
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error's first line, with our own word for what its others ask for."""
+    said = str(error).strip() or type(error).__name__
+    hint = "; --trust-remote-code runs that code" if "trust_remote_code=True" in said else ""
+    return said.splitlines()[0].rstrip(" .") + hint

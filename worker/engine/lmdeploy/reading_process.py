@@ -42,7 +42,7 @@ def _serve(asked: socket.socket, told: socket.socket) -> None:
     try:
         reader = Reader(next(messages))
     except Exception as error:  # noqa: BLE001 - the edge of the process: the parent tells it on
-        _tell(told, READY, _as_job_error(error))
+        _tell(told, READY, _as_job_error(error, "what prepares prompts could not be opened"))
         return
     _tell(told, READY, True)
     for number, turns, options in messages:
@@ -53,7 +53,7 @@ def _read(reader: Reader, turns: Any, options: Any) -> Read | JobError:
     try:
         return reader.read(turns, options)
     except Exception as error:  # noqa: BLE001 - the edge of the process: the parent tells it on
-        return _as_job_error(error)
+        return _as_job_error(error, "the prompt could not be prepared")
 
 
 def _tell(told: socket.socket, number: int, value: Any) -> None:
@@ -68,9 +68,9 @@ def _messages(asked: socket.socket) -> Iterator[Any]:
             yield from pickle.loads(stream.read(_LENGTH.unpack(head)[0]))  # noqa: S301 - our parent
 
 
-def _as_job_error(error: Exception) -> JobError:
+def _as_job_error(error: Exception, what: str) -> JobError:
     if isinstance(error, JobError):
         return error
     if isinstance(error, MemoryError):
         return OutOfMemory("the machine's memory does not suffice to prepare this prompt")
-    return EngineFailed(f"the prompt could not be prepared: {type(error).__name__}: {error}")
+    return EngineFailed(f"{what}: {type(error).__name__}: {error}")
