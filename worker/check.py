@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from worker.contract.errors import JobError
 from worker.contract.s3 import ObjectStore
 from worker.contract.settings import Settings, without_password
 from worker.engine import resolve_model
+from worker.engine.lmdeploy.models import hub_id
 
 PROBE_S = 15.0
 
@@ -41,7 +43,7 @@ def findings(settings: Settings, model: str) -> list[Finding]:
 
 async def _findings(settings: Settings, model: str) -> list[Finding]:
     async def look_at_model() -> str:
-        return _model(model)
+        return describe_model(model)
 
     looks: list[tuple[str, Callable[[], Awaitable[str]]]] = [
         ("redis", lambda: _redis(settings)),
@@ -111,14 +113,25 @@ async def _gpus() -> str:
     return ", ".join(f"{gpu.name} ({gpu.uuid})" for gpu in there) or "none: CPU"
 
 
-def _model(model: str) -> str:
-    folder = Path(resolve_model(model))
+def describe_model(model: str) -> str:
+    """Return what a --model is. Raises EngineFailed or a fault with what to do instead."""
+    name = hub_id(resolve_model(model))
+    folder = Path(name)
+    if _is_of_hub(folder, name):
+        return f"{name} of the Hugging Face hub; the lmdeploy engine fetches it at its first start"
     try:
         config = json.loads((folder / "config.json").read_text())
     except OSError as error:
         raise _Fault(
-            f"{folder}/config.json: {error.strerror}; --model takes the folder of a checkpoint"
+            f"{folder}/config.json: {error.strerror}; --model takes the folder of a checkpoint, "
+            "or a hub id"
         ) from error
     except ValueError as error:
         raise _Fault(f"{folder}/config.json is no JSON ({error}); fetch the model again") from error
     return f"{folder} ({config.get('model_type', 'no model_type')})"
+
+
+def _is_of_hub(folder: Path, name: str) -> bool:
+    """Return whether a name can only be a hub id: nothing of that kind lies here."""
+    looks_so = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+    return looks_so and not folder.exists() and not folder.parent.exists()

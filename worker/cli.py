@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("auto", "lmdeploy", "transformers", "echo")
 BACKENDS = ("auto", "turbomind", "pytorch")
+_MODEL_HELP = "Checkpoint folder, hub id (LMDeploy fetches it), or `demo`."
 LOOPBACK = "127.0.0.1"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 MAX_PROCESSES = 16
@@ -77,7 +78,7 @@ def _settings(*, logs: bool = False) -> "Settings":
 def _engine_options(function: Function) -> Function:
     for option in reversed(
         (
-            click.option("--model", help="Checkpoint folder, or `demo`.  [default: demo]"),
+            click.option("--model", help=f"{_MODEL_HELP}  [default: demo]"),
             click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True),
             click.option(
                 "--backend",
@@ -487,7 +488,7 @@ def bench(url: str, *, is_text: bool, as_json: bool, processes: int, **given: An
 
 
 @cli.command(epilog="Example: forebay check --model ./InternVL2-8B")
-@click.option("--model", default="demo", show_default=True, help="Checkpoint folder, or `demo`.")
+@click.option("--model", default="demo", show_default=True, help=_MODEL_HELP)
 def check(model: str) -> int:
     """Tell whether Redis, broker, object store, GPUs and model are well: one line each."""
     settings = _settings()

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.processes import until
 from tests.support.servers import redis_server, s3_server
+from worker.check import describe_model
 from worker.cli import cli
 from worker.datadir import choose_port
 
@@ -140,6 +141,36 @@ def test_check_fails_where_nothing_answers_and_tells_no_password(tmp_path: Path)
     assert "REDIS_URL" in ended.stdout
     assert "S3_ENDPOINT_URL" in ended.stdout
     assert "hidden" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "hub"),
+    [
+        ("internvl2-2b", "OpenGVLab/InternVL2-2B"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    ],
+)
+def test_check_knows_models_of_the_hub(model: str, hub: str):
+    assert describe_model(model).startswith(f"{hub} of the Hugging Face hub")
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("qwen_vl_chat", "0.14.0 was the last"),
+        ("none", "none/config.json: No such file"),
+        ("sub/none", "sub/none/config.json: No such file"),
+        ("./a/b", "a/b/config.json: No such file"),
+    ],
+)
+def test_check_says_what_is_no_model(
+    model: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(Exception, match=reason):
+        describe_model(model)
 
 
 def test_a_worker_that_cannot_load_its_model_ends_with_78_and_the_reason():
