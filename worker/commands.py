@@ -57,6 +57,11 @@ def chat(options: ChatOptions, gpus: str | None, environ: Mapping[str, str], own
     return Command("chat", python("worker.tasks", *arguments), importable(environ))
 
 
+def with_hub_token(environ: Mapping[str, str], token: str) -> Mapping[str, str]:
+    """Return an environment in which the hub's client finds the token, also one of a .env file."""
+    return {**environ, "HF_TOKEN": token} if token else environ
+
+
 def media(slots: int | None, environ: Mapping[str, str], owner: str) -> Command:
     """Return the command of one media worker; `slots` jobs at once, None for its own choice."""
     arguments = ("media", "--owner", owner, *(() if slots is None else ("--slots", str(slots))))

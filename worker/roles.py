@@ -31,6 +31,7 @@ def chat(
     if not asked:
         there = gpus.visible(there, environ.get("CUDA_VISIBLE_DEVICES"))
     sets = gpus.choose(asked, options.tp, there)
+    environ = commands.with_hub_token(environ, settings.hf_token)
     with gpus.held(sets, there):
         slots = [
             Slot(_name(one), partial(commands.chat, options, one, environ), one or "")

@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     )
     aws_region: str = Field("us-east-1", alias="AWS_REGION", description="its region")
 
+    hf_token: str = Field(
+        "",
+        alias="HF_TOKEN",
+        repr=False,
+        description="for private models of the Hugging Face hub",
+    )
     url: str = Field(
         "http://127.0.0.1:8000",
         alias="FOREBAY_URL",
