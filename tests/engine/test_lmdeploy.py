@@ -524,7 +524,9 @@ async def test_a_backend_is_closed_where_its_readers_cannot_open_the_model(tmp_p
 
     class Opened(LmdeployEngine):
         def _backend(self, folder: str) -> Any:
-            return SimpleNamespace(feature_dtype=None, close=lambda: closed.append(folder))
+            return SimpleNamespace(
+                feature_dtype=None, reasons=False, close=lambda: closed.append(folder)
+            )
 
     with pytest.raises(EngineFailed, match="could not be opened"):
         await Opened(str(tmp_path), readers=1).start()
@@ -577,6 +579,24 @@ async def test_a_clip_is_numbered_pictures_where_the_model_takes_no_video(
     read = await readers.read(_turns(clip, "描述视频"), OPTIONS)
 
     assert len(read.multimodal) == 2
+
+
+@pytest.mark.parametrize("reasons", [False, True])
+def test_the_form_that_is_checked_is_the_one_that_is_sent(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, *, reasons: bool
+):
+    pytest.importorskip("lmdeploy", reason="LMDeploy is not installed")
+    from worker.engine.lmdeploy import reading  # noqa: PLC0415 - it needs LMDeploy
+
+    checked: list[Any] = []
+    monkeypatch.setattr(reading, "ensure_response_format_compilable", checked.append)
+    options = ask("?", json_schema={"type": "integer"}).options
+
+    reading.Reader(reading.ReaderSpec(str(tiny_model), None, reasons=reasons)).read(
+        _turns("?"), options
+    )
+
+    assert checked == [response_format(options, reasons=reasons)]
 
 
 async def test_special_tokens_of_a_user_are_text(readers: "Readers"):

@@ -181,7 +181,13 @@ class LmdeployEngine:
     def _reader_spec(self, folder: str, backend: "Backend") -> "ReaderSpec":
         from worker.engine.lmdeploy.reading import ReaderSpec  # noqa: PLC0415 - imports LMDeploy
 
-        return ReaderSpec(folder, backend.feature_dtype, self._trust_remote_code, self._decode)
+        return ReaderSpec(
+            folder,
+            backend.feature_dtype,
+            self._trust_remote_code,
+            self._decode,
+            reasons=backend.reasons,
+        )
 
     def _check_length(self, prompt: Prompt, prompt_tokens: int, opened: "_Opened") -> None:
         limit, asked = opened.backend.context_tokens, prompt.options.max_tokens

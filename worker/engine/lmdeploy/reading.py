@@ -39,13 +39,14 @@ class ReaderSpec:
     """What a reader opens: a checkpoint `folder`; `decode` opens pictures, see `EngineSpec`.
 
     `feature_dtype` is the type in which the engine computes, such as bfloat16: pictures come in it.
-    None where the model takes no pictures.
+    None where the model takes no pictures. `reasons`: the model may think before it answers.
     """
 
     folder: str
     feature_dtype: str | None
     trust_remote_code: bool = False
     decode: Callable[[bytes], NDArray[np.uint8]] | None = None
+    reasons: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Reader:
         self._tokenizer = Tokenizer(spec.folder, **trust)
         self._template = get_chat_template(spec.folder, **trust)
         self._decode = spec.decode
+        self._reasons = spec.reasons
         self._vision: Any = None
         self._dtype: torch.dtype | None = None
         if spec.feature_dtype is not None:
@@ -88,13 +90,14 @@ class Reader:
                 of which it leaves out a text, or a picture that the model's processor refuses.
             OptionUnsupported: a JSON schema or tools that guided decoding cannot follow.
         """
-        _check_form(options)
         tools = [{"type": "function", "function": f} for f in _functions(options)] or None
         has_media = any(not isinstance(part, str) for turn in turns for part in turn.parts)
         try:
-            return self._with_media(turns, tools) if has_media else self._text_only(turns, tools)
+            read = self._with_media(turns, tools) if has_media else self._text_only(turns, tools)
         except (jinja2.TemplateError, AssertionError, ValueError, TypeError, KeyError) as error:
             raise EngineFailed(f"the model cannot be given this chat: {error}") from error
+        _check_form(options, reasons=self._reasons, is_thinking=read.is_thinking)
+        return read
 
     def _text_only(self, turns: tuple[Turn, ...], tools: Any) -> Read:
         chat = [_message(turn, "".join(map(self._text, turn.parts))) for turn in turns]
@@ -195,9 +198,9 @@ def _functions(options: EngineOptions) -> tuple[dict[str, Any], ...]:
     return options.tools.functions if options.tools is not None else ()
 
 
-def _check_form(options: EngineOptions) -> None:
+def _check_form(options: EngineOptions, *, reasons: bool, is_thinking: bool) -> None:
     """Refuse what LMDeploy would leave out with no more than a line in its log."""
-    form = response_format(options)
+    form = response_format(options, reasons=reasons, is_thinking=is_thinking)
     if form is None:
         return
     try:
