@@ -1,9 +1,12 @@
 """What the processes that engines start have in common: their command line, and their end."""
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,6 +28,19 @@ def ignore_stops() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
+
+
+@contextmanager
+def ends_after(limit_s: float) -> Iterator[None]:
+    """End this process, its stack on stderr, where what is inside takes longer.
+
+    A thread without Python does it, also where a library never lets go of the interpreter.
+    """
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def die_with(parent_pid: int) -> bool:

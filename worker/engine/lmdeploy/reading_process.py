@@ -14,13 +14,17 @@ import torch
 
 from worker.contract.errors import EngineFailed, JobError, OutOfMemory
 from worker.contract.log import set_up
-from worker.engine.child_process import die_with, ignore_stops
+from worker.engine.child_process import die_with, ends_after, ignore_stops
 from worker.engine.lmdeploy import parcel
 from worker.engine.lmdeploy.reading import Read, Reader
 
 TICKET = struct.Struct("<q")
 """What goes out with each parcel: the prompt's number, `READY` once the models are open."""
 READY = -1
+
+READ_S = 120.0
+"""How long one prompt may take, dozens of frames on a busy machine included. One that takes longer
+hangs; nobody else would notice while other processes give the engine enough to do."""
 
 _LENGTH = struct.Struct("!I")
 
@@ -51,7 +55,8 @@ def _serve(asked: socket.socket, told: socket.socket) -> None:
 
 def _read(reader: Reader, turns: Any, options: Any) -> Read | JobError:
     try:
-        return reader.read(turns, options)
+        with ends_after(READ_S):
+            return reader.read(turns, options)
     except Exception as error:  # noqa: BLE001 - the edge of the process: the parent tells it on
         return _as_job_error(error, "the prompt could not be prepared")
 
