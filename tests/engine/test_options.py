@@ -13,6 +13,10 @@ from worker.engine.base import Engine, EngineOptions, ModelCard, Prompt, ToolCal
 QUESTION = "图片中有几只羊？ How many sheep are there? 🐑"
 GREEDY = {"temperature": 0.0}
 SEEDED = {"temperature": 1.0, "top_k": 40, "top_p": 0.95, "seed": 7}
+UNSEEDED = {"temperature": 1.0}
+SAMPLED = pytest.mark.parametrize(
+    "options", [GREEDY, SEEDED, UNSEEDED], ids=["greedy", "seeded", "no seed"]
+)
 SHEEP = {
     "type": "object",
     "properties": {
@@ -87,7 +91,7 @@ async def test_logprobs_go_on_after_a_take_over(engine: Engine):
 
 
 @pytest.mark.needs("response_format")
-@pytest.mark.parametrize("options", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@SAMPLED
 async def test_an_answer_by_a_schema_fits_it_and_goes_on_anywhere(
     engine: Engine, options: dict[str, Any]
 ):
@@ -111,7 +115,7 @@ async def test_any_json_object_begins_as_one(engine: Engine):
 
 
 @pytest.mark.needs("tools")
-@pytest.mark.parametrize("options", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@SAMPLED
 async def test_a_demanded_call_is_made_and_goes_on_anywhere(
     engine: Engine, options: dict[str, Any]
 ):
