@@ -84,6 +84,18 @@ def test_a_job_that_kills_every_worker_fails_alone(server: Up) -> None:
     assert after["output"]["text"] == "still there"
 
 
+def test_a_job_that_takes_the_engines_memory_is_told_so_and_fails_alone(server: Up) -> None:
+    workers, wait = server.pids("worker.tasks chat"), {"Prefer": "wait=60"}
+
+    for _ in range(3):
+        greedy = server.api.post("/v1/jobs", json={"query": "[[starve]]"}, headers=wait).json()
+        assert (greedy["status"], greedy["error"]["code"]) == ("failed", "out_of_memory")
+    after = server.api.post("/v1/jobs", json={"query": "still there"}, headers=wait).json()
+
+    assert after["output"]["text"] == "still there"
+    assert server.pids("worker.tasks chat") == workers
+
+
 def test_jobs_that_kill_engines_one_after_the_other_do_not_end_the_worker(server: Up) -> None:
     workers = server.pids("worker.tasks chat")
 

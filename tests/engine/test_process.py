@@ -51,6 +51,26 @@ async def test_death_ends_every_open_iterator_at_once_and_start_brings_a_fresh_o
     assert (await answer_of(engine, ask("back again"))).text == "back again"
 
 
+async def test_memory_that_runs_out_is_the_fault_of_a_prompt_that_is_alone(engine: EngineProcess):
+    with pytest.raises(OutOfMemory, match="no other inside"):
+        await answer_of(engine, ask("[[tokens=3]][[starve]]"))
+
+    assert await engine.wait_dead() == "the engine ran out of memory"
+    assert not engine.is_alive
+
+
+async def test_memory_that_runs_out_is_nobodys_fault_where_others_are_inside(
+    engine: EngineProcess,
+):
+    other = asyncio.create_task(answer_of(engine, ask("[[hang]]", key="other")))
+    await until(lambda: engine.in_flight == 1)
+
+    with pytest.raises(EngineDied, match="out of memory"):
+        await answer_of(engine, ask("[[starve]]"))
+    with pytest.raises(EngineDied, match="out of memory"):
+        await other
+
+
 async def test_a_killed_process_says_by_what(engine: EngineProcess):
     deltas = engine.generate(ask("[[tokens=1]][[hang]]"))
     await anext(deltas)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from worker.contract.errors import EngineFailed, OutOfMemory
 
-_KINDS = {"AcceleratorError", "DistBackendError", "OutOfMemoryError"}
+_KINDS = {"AcceleratorError", "DistBackendError"}
 """torch's, by name: an engine without torch has no need of it, and this module neither."""
-_WORDS = re.compile(r"CUDA|NCCL|out of memory|gpu memory|can't allocate memory")
+_WORDS = re.compile(r"CUDA|NCCL|gpu memory|can't allocate memory")
 """In a plain RuntimeError: all that TurboMind has, and LMDeploy where its cache finds no room."""
 
 
@@ -29,8 +29,21 @@ def is_to_blame(error: BaseException) -> bool:
     return any(_is_its_fault(one) for one in _chain(error))
 
 
-def _is_its_fault(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or what led to it, says that memory ran out."""
+    return any(_is_of_memory(one) for one in _chain(error))
+
+
+def _is_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, OutOfMemory)):
+        return True
+    if any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error)
+
+
+def _is_its_fault(error: BaseException) -> bool:
+    if _is_of_memory(error):
         return True
     if _KINDS & {kind.__name__ for kind in type(error).__mro__}:
         return True

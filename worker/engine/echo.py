@@ -98,6 +98,8 @@ class EchoEngine:
             raise EngineFailed("the prompt said [[fail]]")
         if ending == "oom":
             raise OutOfMemory("the prompt said [[oom]]")
+        if ending == "starve":
+            raise EngineDied("the prompt said [[starve]]") from MemoryError()
         if ending == "die":
             await self._wait(_LAST_WORDS_S)
             os._exit(DIE_STATUS)

@@ -26,6 +26,8 @@ except ImportError:
 
 LOST_STATUS = 70
 """Exit status of a process whose engine said EngineDied: every prompt inside is lost with it."""
+MEMORY_STATUS = 71
+"""The same, where the engine had run out of memory."""
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ class Host:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, EngineDied) and not self._is_closing:
             event(log, "engine.lost", level=logging.ERROR, reason=error.message)
-            _leave(LOST_STATUS)
+            _leave(MEMORY_STATUS if device.is_out_of_memory(error) else LOST_STATUS)
         told = None if error is None else _as_job_error(error, "answering a prompt")
         self._outbox.post(("end", number, told))
 

@@ -17,17 +17,19 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from worker.contract.errors import EngineDied, EngineFailed, JobError
+from worker.contract.errors import EngineDied, EngineFailed, JobError, OutOfMemory
 from worker.contract.log import event
 from worker.engine import EngineSpec
 from worker.engine.base import Counters, Delta, ModelCard, Prompt
 from worker.engine.child_process import command
+from worker.engine.host import MEMORY_STATUS
 from worker.engine.wire import Outbox, frames
 
 CANCEL_S = 5.0
 """How long a closed iterator waits until the engine has confirmed that the prompt is out."""
 CLOSE_S = 10.0
 """How long `close` waits for the engine to free its device before the process is killed."""
+_ALONE = "the engine ran out of memory on this job, with no other inside"
 _STDERR = 2
 _LAST_WORDS_S = 0.5  # an ended process's last frames may still lie in the socket
 
@@ -274,7 +276,7 @@ class _Child:
             await asyncio.wait({hearing}, timeout=_LAST_WORDS_S)
         hearing.cancel()
         _kill_group(self.pid)
-        self._bury(_how_it_ended(await ending))
+        self._bury(await ending)
         self._writer.close()
 
     async def _hear(self, reader: asyncio.StreamReader) -> None:
@@ -304,7 +306,10 @@ class _Child:
             stream.fault, stream.take = fault, _drop
             self.outbox.post(("cancel", stream.number))
 
-    def _bury(self, how: str) -> None:
+    def _bury(self, status: int) -> None:
+        """Tell everybody. A prompt that was alone when memory ran out is to blame for that."""
+        how = _how_it_ended(status)
+        is_to_blame = status == MEMORY_STATUS and len(self.streams) == 1
         event(log, "engine.ended", pid=self.pid, how=how, in_flight=len(self.streams))
         self.lost = len(self.streams)
         self.gone.set_result(how)
@@ -312,7 +317,7 @@ class _Child:
             self.loaded.set_result(EngineFailed(f"{how} while it loaded the model"))
         for stream in self.streams.values():
             if not stream.over.done():
-                stream.over.set_result(EngineDied(how))
+                stream.over.set_result(OutOfMemory(_ALONE) if is_to_blame else EngineDied(how))
 
 
 def _drop(_: Delta) -> None:
@@ -327,6 +332,8 @@ def _kill_group(pid: int) -> None:
 
 
 def _how_it_ended(status: int) -> str:
+    if status == MEMORY_STATUS:
+        return "the engine ran out of memory"
     if status >= 0:
         return f"the engine process ended with status {status}"
     name = signal.Signals(-status).name

@@ -7,11 +7,12 @@ The answer is the last user text, word by word, unless that text holds commands:
     [[media]]            a JSON list with kind, size and sha256 of every picture and video
     [[fail]] [[oom]]     end in EngineFailed, in OutOfMemory
     [[hang]] [[die]]     never go on; kill the engine's process
+    [[starve]]           have the engine run out of memory and end
     [[tool=NAME {…}]]    call a function with these arguments, after the text; a function that was
                          not offered, or arguments that are no JSON, give the text of a bad call
     [[think=TEXT]]       reason before the answer
 
-The four ends happen after the tokens where `[[tokens=N]]` stands beside them, else at once.
+The five ends happen after the tokens where `[[tokens=N]]` stands beside them, else at once.
 
 Where JSON is asked for, a text that is JSON comes back as it is; any other becomes the strings of
 an example that fits a simple schema, `{"text": …}` where there is none. Where a call must be made
@@ -37,7 +38,7 @@ _WIDE = r"\u3001-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003f
 _WORD = re.compile(rf"\s*(?:[{_WIDE}]|[^\s{_WIDE}]+)|\s+")
 """A word with the space before it; a Chinese character is a word; so is space at the end."""
 _COMMAND = re.compile(
-    r"\[\[(?:(?P<act>fail|oom|hang|die|media)"
+    r"\[\[(?:(?P<act>fail|oom|hang|die|starve|media)"
     r"|tool=(?P<tool>[\w-]{1,64})\s*(?P<arguments>\{.{0,2000}?\})?"
     r"|think=(?P<thought>[^\[\]]{0,2000})"
     r"|(?:tokens=(?P<tokens>\d{1,9}))?\s*(?:rate=(?P<rate>\d{1,9}(?:\.\d{1,9})?))?)\]\]",
@@ -51,8 +52,8 @@ class Script:
 
     `words` are the answer's tokens, or None for the counted `tok1 tok2 …`; `length` how many there
     are; `rate` tokens per second, 0 without a pause; `burst` tokens per delta then; `ending` what
-    happens after the last one: fail, oom, hang, die, or nothing. `calls` are the scripted calls as
-    a model writes them; they and `thought` are among the words.
+    happens after the last one: fail, oom, hang, die, starve, or nothing. `calls` are the scripted
+    calls as a model writes them; they and `thought` are among the words.
     """
 
     words: tuple[str, ...] | None

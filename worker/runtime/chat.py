@@ -14,7 +14,7 @@ from celery import Celery
 
 from worker.batcher import Batcher
 from worker.chat import ChatAttempt, estimate_tokens
-from worker.contract.errors import EngineDied, EngineFailed
+from worker.contract.errors import EngineDied, EngineFailed, OutOfMemory
 from worker.contract.job import Hold, Lane
 from worker.contract.log import event
 from worker.contract.settings import Settings
@@ -55,14 +55,14 @@ class ChatRuntime(Base):
         self._ready = asyncio.Event()
         self._deaths = Deaths()
         self._inside: set[str] = set()  # jobs that this life of the engine answers
-        self._model: ModelCard | None = None
+        self._announced: dict[str, Any] | None = None  # the model's card
 
     async def start(self) -> None:
         """Load the model; return once jobs can be taken. Raises EngineFailed with a sentence."""
         await self._connect()
         await self.say("loading")
-        self._model = await self._engine.start()
-        self._batcher = Batcher(self._model.slots, _capacity_tokens(self._model))
+        model = await self._start_engine()
+        self._batcher = Batcher(model.slots, _capacity_tokens(model))
         self._stream = DeltaStream(self._store, self._holds.lose)
         self._chat = self._runner(Lane.CHAT, self._begin, self._why_cancelled)
         self._spawn(self._stream.run())
@@ -83,7 +83,7 @@ class ChatRuntime(Base):
             batcher=self._batcher,
             stream=self._stream,
             objects=self._objects,
-            card=self._card() or {},
+            card=self._announced or {},
             cost=estimate_tokens,
             max_tokens=self._settings.max_tokens,
             max_picture_bytes=self._settings.image_max_bytes,
@@ -100,15 +100,21 @@ class ChatRuntime(Base):
         except EngineDied as error:
             died_with_it = error.was_inside
             raise
+        except OutOfMemory:
+            died_with_it = not self._engine.is_alive
+            raise
         finally:
             if not died_with_it:
                 inside.discard(job_id)
 
+    async def _start_engine(self) -> ModelCard:
+        model = await self._engine.start()
+        named = {"model": self._served_name, "options": sorted(model.options)}
+        self._announced = asdict(model) | named
+        return model
+
     def _card(self) -> dict[str, Any] | None:
-        if self._model is None:
-            return None
-        card = asdict(self._model)
-        return card | {"model": self._served_name, "options": sorted(self._model.options)}
+        return self._announced
 
     async def _watch_deaths(self) -> None:
         """Start the engine again whenever it dies; stop the worker when that happens too often."""
@@ -130,7 +136,7 @@ class ChatRuntime(Base):
             await self._fail(f"the engine died {MAX_DEATHS} times: {how}")
         await self.say("loading", how)
         try:
-            self._model = await self._engine.start()
+            await self._start_engine()
         except EngineFailed as error:
             if error.is_everywhere:
                 await self._fail(error.message)

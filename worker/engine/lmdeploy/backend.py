@@ -208,7 +208,7 @@ class Backend:
         async with aclosing(outputs):
             async for output in outputs:
                 if output.status not in {ResponseType.SUCCESS, *_OVER}:
-                    raise _error(output.status)
+                    raise _error(output.status) from self._failure
                 if output.status is ResponseType.CANCEL:
                     break
                 self._pulse.looked(len(output.token_ids))
@@ -221,6 +221,10 @@ class Backend:
         if task is not None and task.cancelling():
             raise asyncio.CancelledError
         raise EngineDied("LMDeploy ended an answer that was not over")
+
+    @property
+    def _failure(self) -> BaseException | None:
+        return self._paced.failure if self._paced is not None else None
 
     def counters(self) -> Counters:
         """Return the engine's own counters."""

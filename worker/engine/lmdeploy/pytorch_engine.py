@@ -25,6 +25,12 @@ class PacedRequests:
         self._engine_loop.add_done_callback(self._end)
         manager.response = self._respond
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the engine, once it has ended."""
+        over = self._engine_loop
+        return over.exception() if over.done() and not over.cancelled() else None
+
     def pace(self, sender: Any) -> None:
         """Have what a sender receives come from here."""
         sender.async_recv = self._receive

@@ -174,7 +174,8 @@ class _Child:
         answer = await opened
         self.waiting.pop(READY)
         if answer is None:
-            return EngineFailed("a process that prepares prompts ended while it opened the model")
+            said = "a process that prepares prompts ended while it opened the model"
+            return EngineFailed(said, is_everywhere=False)
         return answer if isinstance(answer, JobError) else None
 
     async def ask(self, turns: tuple[Turn, ...], options: EngineOptions) -> Any:
