@@ -1,6 +1,7 @@
 """Tickets for the worker that has a beginning: when they go there, and what is left of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,8 +64,16 @@ async def test_a_follow_up_goes_to_the_worker_that_answered_before(store: JobSto
     assert made.queue == OWN == f"chat.{MODEL}@{near}"
 
 
+async def test_the_same_question_once_more_goes_to_all(store: JobStore):
+    made = await store.submit(FIRST, JobSpec())
+
+    assert made.queue == SHARED
+
+
 async def test_a_question_that_begins_otherwise_goes_to_all(store: JobStore):
-    made = await store.submit(question("good evening"), JobSpec())
+    other = question("good evening")
+    answered = (*other.messages, *FOLLOW_UP.messages[1:])
+    made = await store.submit(replace(other, messages=answered), JobSpec())
 
     assert made.queue == SHARED
 

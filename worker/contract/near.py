@@ -22,6 +22,14 @@ def near_of(request: ChatRequest) -> str:
     return hashlib.sha256(json.dumps(beginning).encode()).hexdigest()[:_HEX_DIGITS]
 
 
+def goes_on(request: ChatRequest) -> bool:
+    """Return whether there was an answer before: all of that conversation is spared then.
+
+    A single question without a picture is as good anywhere: what it shares with others is short.
+    """
+    return any(message.role == "assistant" for message in request.messages)
+
+
 def _beginning(request: ChatRequest) -> Iterator[list[Any]]:
     """Yield role and parts of each turn; a part is a text, or place, place of a medium."""
     for message in request.messages:

@@ -247,12 +247,12 @@ end
 #   | {'replay', job id, body hash} | {'full', jobs that wait, ms until one starts or -1}
 # Said again after a lost answer, it is the same job: 'later' where it has left its queue since.
 SUBMIT = """
--- id, queue, lane, stage, near, idem key or '', body hash, idem_s, limit, not_before_ms,
--- start_deadline_ms, number of queues that count, their names…, number of short names and values,
--- then these (name, value…), then the long ones
+-- id, queue, lane, stage, near, '1' if an answer came before, idem key or '', body hash, idem_s,
+-- limit, not_before_ms, start_deadline_ms, number of queues that count, their names…, number of
+-- short names and values, then these (name, value…), then the long ones
 local id, queue, lane, stage, near = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local idem, goes_to = ARGV[7], queue
-local at, not_before = now(), tonumber(ARGV[11])
+local idem, goes_to = ARGV[8], queue
+local at, not_before = now(), tonumber(ARGV[12])
 local function accepted(created_at)
   local ahead, eta_ms = outlook(id)
   if ahead < 0 then return {'later'} end
@@ -265,13 +265,13 @@ if idem ~= '' then
   local old = redis.call('HMGET', P..'idem:'..idem, 'id', 'hash')
   if old[1] then return {'replay', old[1], old[2]} end
 end
-local counted = 14 + tonumber(ARGV[13])
+local counted = 15 + tonumber(ARGV[14])
 local first = counted + 1
 local long = first + ARGV[counted]
 local waiting = 0
-for i = 14, counted - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..ARGV[i]) end
-if waiting >= tonumber(ARGV[10]) then
-  return {'full', waiting, math.floor(gap_ms(ARGV[14]:match('^(.*)%.')) or -1)}
+for i = 15, counted - 1 do waiting = waiting + redis.call('ZCARD', P..'queued:'..ARGV[i]) end
+if waiting >= tonumber(ARGV[11]) then
+  return {'full', waiting, math.floor(gap_ms(ARGV[15]:match('^(.*)%.')) or -1)}
 end
 local batch = ARGV[first] == 'batch' and ARGV[first + 1]
 if batch and (not is_batch_open(batch) or redis.call('EXISTS', P..'gone:'..id) == 1) then
@@ -289,14 +289,14 @@ if not_before > at then  -- in no queue until the sweeper finds it due
   redis.call('HSET', P..'job:'..id, 'due_at', not_before)
 else
   enqueue(id, queue, at, at + GRACE)
-  if lane == 'chat' then goes_to = queue_near(id, near, queue, at) end
+  if lane == 'chat' and ARGV[7] == '1' then goes_to = queue_near(id, near, queue, at) end
 end
-if tonumber(ARGV[12]) > 0 then
-  redis.call('ZADD', P..'start_by', math.max(at, not_before) + ARGV[12], id)
+if tonumber(ARGV[13]) > 0 then
+  redis.call('ZADD', P..'start_by', math.max(at, not_before) + ARGV[13], id)
 end
 if idem ~= '' then
-  redis.call('HSET', P..'idem:'..idem, 'id', id, 'hash', ARGV[8])
-  redis.call('EXPIRE', P..'idem:'..idem, ARGV[9])
+  redis.call('HSET', P..'idem:'..idem, 'id', id, 'hash', ARGV[9])
+  redis.call('EXPIRE', P..'idem:'..idem, ARGV[10])
 end
 return accepted(at)
 """

@@ -36,7 +36,7 @@ from worker.contract.job import (
     new_job_id,
     with_history,
 )
-from worker.contract.near import near_of
+from worker.contract.near import goes_on, near_of
 
 _SWEEP_BATCH = 200
 
@@ -348,8 +348,8 @@ def _end_of(hold: Hold, outcome: Outcome) -> view.Record:
     return fields
 
 
-# SUBMIT takes these by place and writes them itself.
-_SCRIPT_FIELDS = ("queue", "lane", "stage", "near")
+# SUBMIT takes these by place, and writes what is kept of them itself.
+_SCRIPT_FIELDS = ("queue", "lane", "stage", "near", "goes_on")
 
 
 def _job_id(spec: JobSpec) -> str:
@@ -369,6 +369,7 @@ def _new_record(request: ChatRequest, spec: JobSpec, retention_s: float) -> view
         "lane": str(lane),
         "stage": str(Stage.WAITING_MEDIA if is_media else Stage.WAITING_ENGINE),
         "near": near_of(request),
+        "goes_on": "1" if goes_on(request) else "",
         "model": request.model,
         "priority": str(spec.priority),
         "spec": dump(spec.as_dict()),
