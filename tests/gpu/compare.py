@@ -7,10 +7,10 @@ Models: random_model.py. Each server has the GPU to itself. Loads: `picture` and
 `text` (--jobs at once, streamed), `plain` (the same picture load without streaming), `steady`
 (pictures, --jobs of them always under way, for --seconds), `idle` (one at a time: first token).
 Ours is asked over /v1/jobs; theirs over /v1/chat/completions. Figures are the medians of --repeat
-runs, after one small run that nobody counts; of `idle` those of ten requests, after two. Needs
+runs, after one small run that nobody counts; of `idle` those of 30 requests, after two. Needs
 LMDeploy, and for ours what `forebay up` needs. Servers that run already: --theirs-url, --ours-url.
-`--gpus 1` takes another GPU than the first, `--engine echo --servers ours` tries the whole of ours
-without one.
+`--gpus 1` takes another GPU than the first, so that two runs go side by side; give each its own
+cores, as with `taskset -c`. `--engine echo --servers ours` tries the whole of ours without a GPU.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,11 +31,12 @@ from typing import Any
 
 from worker.bench.load import Load, Report
 from worker.bench.run import bench
+from worker.datadir import choose_port
 
-PORTS = {"theirs": 23333, "ours": 8123}
+SERVERS = ("theirs", "ours")
 START_S, STOP_S = 240.0, 60.0
 CLIENTS = 4  # processes; one alone would be what is slow
-IDLE_ASKED = 12
+IDLE_ASKED = 32
 LOADS = ("picture", "text", "plain", "steady", "idle")
 FIGURES = (
     "jobs_per_s", "tokens_per_s", "ttft_p50_s", "ttft_p99_s", "total_p50_s", "pieces_p50",
@@ -104,11 +104,10 @@ def _server(name: str, options: argparse.Namespace) -> Iterator[str]:
     if given:
         yield given
         return
-    url = f"http://127.0.0.1:{PORTS[name]}"
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", PORTS[name]), 1):
-        raise SystemExit(f"something listens at {url} already; end it, or give its URL")
+    port = choose_port()
+    url = f"http://127.0.0.1:{port}"
     folder = Path(tempfile.mkdtemp(prefix=f"compare-{name}-"))
-    command = _ours(options, folder) if name == "ours" else _theirs(options)
+    command = _ours(options, port, folder) if name == "ours" else _theirs(options, port)
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -134,21 +133,21 @@ def _gpus(options: argparse.Namespace) -> str:
     return str(options.gpus or ",".join(map(str, range(options.tp))))
 
 
-def _theirs(options: argparse.Namespace) -> list[str]:
+def _theirs(options: argparse.Namespace, port: int) -> list[str]:
     return [
         sys.executable, "-m", "lmdeploy", "serve", "api_server", str(options.model),
-        "--server-port", str(PORTS["theirs"]), "--backend", options.backend,
+        "--server-port", str(port), "--backend", options.backend,
         "--max-batch-size", str(options.slots), "--tp", str(options.tp), "--log-level", "WARNING",
         *(("--distributed-executor-backend", "mp") if options.tp > 1 else ()),
     ]  # fmt: skip
 
 
-def _ours(options: argparse.Namespace, folder: Path) -> list[str]:
+def _ours(options: argparse.Namespace, port: int, folder: Path) -> list[str]:
     device = ("--gpus", _gpus(options)) if options.engine == "lmdeploy" else ()
     return [
         sys.executable, "-m", "worker.cli", "up", "--engine", options.engine,
         "--backend", options.backend, "--model", str(options.model), "--slots", str(options.slots),
-        *device, "--port", str(PORTS["ours"]), "--flower-port", "0",
+        *device, "--port", str(port), "--flower-port", "0",
         "--data-dir", str(folder / "data"),
     ]  # fmt: skip
 
@@ -187,7 +186,7 @@ def _table(figures: dict[str, dict[str, dict[str, Any]]]) -> str:
     rows = [f"{'load':<9}{'figure':<13}{'theirs':>10}{'ours':>10}{'ours/theirs':>13}"]
     for name, by_server in figures.items():
         for figure in FIGURES:
-            theirs, ours = (by_server.get(s, {}).get(figure) for s in ("theirs", "ours"))
+            theirs, ours = (by_server.get(s, {}).get(figure) for s in SERVERS)
             if theirs is None and ours is None:
                 continue
             ratio = f"{ours / theirs:.2f}" if theirs and ours is not None else "–"
@@ -209,7 +208,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=120.0, help="of a steady run")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each load but idle")
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=["picture", "text", "idle"])
-    parser.add_argument("--servers", nargs="+", choices=tuple(PORTS), default=["theirs", "ours"])
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=[*SERVERS])
     parser.add_argument("--theirs-url")
     parser.add_argument("--ours-url")
     parser.add_argument("--json", type=Path, help="file for the figures, written after each load")
