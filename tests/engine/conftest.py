@@ -24,8 +24,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
-# An engine on a GPU takes 20 s and more to load: a file's tests share it, and with it a loop.
-ON_GPU = (pytest.mark.gpu, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300))
+# An engine on a GPU takes 20 s and more to load: a file's tests share it, and with it a loop. What
+# LMDeploy uses of torch and should not any more is not ours to mend.
+ON_GPU = (
+    pytest.mark.gpu,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("default"),
+)
 
 
 @pytest.fixture(

@@ -32,6 +32,10 @@ class Outbox:
         self._flush()
         await self._writer.drain()
 
+    def close(self) -> None:
+        """Give the socket back; what is posted from here on is not sent."""
+        self._writer.close()
+
     def _flush(self) -> None:
         messages, self._waiting = self._waiting, []
         if not messages or self._writer.is_closing():

@@ -194,6 +194,7 @@ class _Child:
         asyncio.get_running_loop().remove_reader(self._told)
         self._hear()  # its last words
         self._told.close()
+        self._outbox.close()
         for answer in self.waiting.values():
             if not answer.done():
                 answer.set_result(None)
