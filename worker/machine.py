@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 from worker import embedded
@@ -20,6 +21,7 @@ from worker.server import EmbeddedError, Server, wait_ready
 STOP_S = 20.0  # for a child that has no running jobs
 POLL_S = 0.1
 PROBE_S = 5.0
+TROUBLES_S = 5.0  # between two looks at the workers once all is ready
 
 Tell = Callable[[str], None]
 """Takes a line: what is being waited for, or what went wrong."""
@@ -71,7 +73,7 @@ class Machine:
                 self._start_parts({**environ, **found}, watchers)
                 await self._until_ready(url)
                 ready(url)
-                await asyncio.Event().wait()  # until a watcher raises or we are cancelled
+                await self._tell_troubles(url)  # until a watcher raises or we are cancelled
         except* (UpError, EmbeddedError, DataDirError, OSError) as group:
             failed = group.exceptions[0]
         raise UpError(str(failed)) from failed
@@ -148,6 +150,19 @@ class Machine:
                 self._tell(f"waiting: {says}")
             await asyncio.sleep(POLL_S)
 
+    async def _tell_troubles(self, url: str) -> None:
+        """Tell, for as long as all lives, of each worker that is not well while others answer."""
+        told: set[str] = set()
+        while True:
+            answer = await asyncio.to_thread(_ask_ready, url)
+            if answer is not None:
+                troubles = [_told(one) for one in answer.body.get("reasons", ())]
+                for line in troubles:
+                    if line not in told:
+                        self._tell(f"error: {line}")
+                told = set(troubles)
+            await asyncio.sleep(TROUBLES_S)
+
     async def _stop_part(self, name: str) -> None:
         if name in self._parts:
             part, keeper = self._parts[name]
@@ -162,16 +177,35 @@ def _same(command: Command) -> Command:
     return command
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    is_ready: bool
+    body: dict[str, Any]
+
+
 def _readiness(url: str) -> str | None:
     """Return None once the API says that it is ready, else what is missing."""
+    answer = _ask_ready(url)
+    if answer is None:
+        return "the API does not answer yet"
+    return None if answer.is_ready else str(answer.body.get("reason"))
+
+
+def _ask_ready(url: str) -> _Answer | None:
+    """Return what the API says of itself and the workers, None where it says nothing."""
     where = urlsplit(url)
     connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=PROBE_S)
     try:
         connection.request("GET", "/health/ready")
         answer = connection.getresponse()
-        body = json.loads(answer.read())
+        return _Answer(answer.status == http.client.OK, json.loads(answer.read()))
     except (OSError, http.client.HTTPException, ValueError):
-        return "the API does not answer yet"
+        return None
     finally:
         connection.close()
-    return None if answer.status == http.client.OK else str(body.get("reason"))
+
+
+def _told(trouble: dict[str, Any]) -> str:
+    """Return a line such as `chat worker on GPU 1, failed: …`."""
+    where = f" on GPU {trouble['gpus']}" if trouble.get("gpus") else ""
+    return f"{trouble['role']} worker{where}, {trouble['state']}: {trouble['reason']}"

@@ -3,7 +3,8 @@
     python -m tests.support.up_lab FOLDER '{"port": 0, "code": {"chat": "sys.exit(78)"}, …}'
 
 Each part writes what happens to it into FOLDER/diary as `part word pid`. `code` is run by the part
-of that name instead of waiting; `drain_s` is how long chat takes to stop.
+of that name instead of waiting; `drain_s` is how long chat takes to stop. What FOLDER/ready.json
+holds is what the API says when asked whether it is ready, every `look_s` seconds.
 """
 
 import json
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from worker import machine
 from worker.children import Command
 from worker.contract import settings
 from worker.datadir import DataDir
@@ -45,7 +47,8 @@ class Ready(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if self.path == "/health/ready" else 404)
         self.end_headers()
-        self.wfile.write(b"{}")
+        said = Path(folder) / "ready.json"
+        self.wfile.write(said.read_bytes() if said.exists() else b"{}")
 http.server.HTTPServer(("127.0.0.1", int(port)), Ready).serve_forever()
 """
 
@@ -53,6 +56,7 @@ http.server.HTTPServer(("127.0.0.1", int(port)), Ready).serve_forever()
 def main() -> None:
     """Run `up` until a signal; status 1 and one line where it cannot."""
     folder, asked = Path(sys.argv[1]), json.loads(sys.argv[2])
+    machine.TROUBLES_S = asked.get("look_s", machine.TROUBLES_S)
     data_dir = asked.get("data_dir", str(folder / "data"))
     options = UpOptions(
         settings.load(),

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,19 @@ def test_jobs_are_answered_without_flower(start: Start):
 
     up.process.terminate()
     assert up.end() == 0
+
+
+def test_a_worker_that_fails_while_others_answer_is_told_of_once(start: Start, tmp_path: Path):
+    trouble = {"role": "chat", "state": "failed", "reason": "no such model", "gpus": "1"}
+    (tmp_path / "ready.json").write_text(json.dumps({"reasons": [trouble]}))
+    up = start(look_s=0.05).until_ready()
+    time.sleep(0.5)
+
+    up.process.terminate()
+
+    assert up.end() == 0
+    lines = [line for line in up.said().splitlines() if line.startswith("error:")]
+    assert lines == ["error: chat worker on GPU 1, failed: no such model"]
 
 
 def test_a_taken_port_is_named_with_its_flag_before_anything_starts(start: Start, tmp_path: Path):
