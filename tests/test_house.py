@@ -23,7 +23,7 @@ DOORS = {
     "botocore": {"worker.contract.s3", "worker.contract.s3_quick"},
     "httptools": {"worker.contract.s3_wire"},
     "celery": {"worker.contract.broker", "worker.pool*", "worker.runtime.*", "worker.tasks"},
-    "kombu": {"worker.contract.broker", "worker.pool*"},
+    "kombu": {"worker.contract.broker*", "worker.pool*"},
     "billiard": {"worker.pool*"},
     "flower": {"worker.cli"},
     "PIL": {"worker.media.image", "worker.demo.*", "worker.engine.lmdeploy.reading"},

@@ -54,6 +54,17 @@ async def tickets(app: Celery, sent: Sent) -> AsyncIterator[Tickets]:
     app.close()
 
 
+def test_a_channel_keeps_its_client_until_its_connections_are_given_up(app: Celery):
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert second is first
+        channel._disconnect_pools()  # as kombu does when it closes one
+        with channel.conn_or_acquire() as later:
+            assert later is not first
+            assert later.ping()
+
+
 def served(cycle: WeightedCycle, rounds: int, empty: Sequence[str] = ()) -> list[str]:
     """Return which queue gives a message, turn by turn, as kombu asks."""
     out = []

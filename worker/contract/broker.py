@@ -11,12 +11,13 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from functools import cache
 from typing import Any
 
 from celery import Celery
 from kombu.entity import Exchange, Queue
 
-from worker.contract import keys
+from worker.contract import broker_redis, keys
 from worker.contract.job import Lane, Priority
 from worker.contract.log import event as log_event
 from worker.contract.settings import Settings
@@ -60,23 +61,19 @@ class WeightedCycle:
         """Note which queue gave a message."""
         if last_used not in self._credit or keys.is_own_queue(last_used):
             return
+        total = sum(map(_weight, self._credit))
         for name in self._credit:
             # An empty queue must not save up turns, nor a served one sink without end.
-            self._credit[name] = min(self._credit[name] + _weight(name), _total(self._credit))
-        self._credit[last_used] = max(
-            self._credit[last_used] - _total(self._credit), -_total(self._credit)
-        )
+            self._credit[name] = min(self._credit[name] + _weight(name), total)
+        self._credit[last_used] = max(self._credit[last_used] - total, -total)
 
 
+@cache
 def _weight(queue_name: str) -> int:
     if keys.is_own_queue(queue_name):
         return 0
     suffix = queue_name.rsplit(".", 1)[-1]
     return _WEIGHTS[Priority(suffix)] if suffix in list(Priority) else _WEIGHTS[Priority.NORMAL]
-
-
-def _total(credit: dict[str, float]) -> float:
-    return float(sum(map(_weight, credit)))
 
 
 def make_app(settings: Settings) -> Celery:
@@ -100,6 +97,7 @@ def make_app(settings: Settings) -> Celery:
         task_publish_retry_policy={"max_retries": 3, "interval_max": 0.5},
     )
     if settings.broker_url.startswith(("redis", "valkey", "unix")):
+        broker_redis.register()
         app.conf.broker_transport_options = _redis_options(settings)
         # A Redis that refuses writes, as with a full disk, is one that is away: it comes back.
         app.conf.broker_channel_error_retry = True

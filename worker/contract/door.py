@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import redis.asyncio as aioredis
 from redis.asyncio.client import PubSub
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -40,6 +41,18 @@ _CONSTANTS = {
     "HOOK_LIST_S": keys.HOOK_LIST_S,
     "VIEW_LONG_FIELDS": ",".join(f"'{name}'" for name in record.VIEW_LONG_FIELDS),
 }
+
+
+_packer = HiredisRespSerializer()
+
+
+class _Connection(aioredis.Connection):
+    """Packs commands in C, as redis-py's blocking connections do: a quarter of the time."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Return a command as it goes over the wire."""
+        packed: list[bytes] = _packer.pack(*args)
+        return packed
 
 
 class _Script:
@@ -80,15 +93,18 @@ class RedisDoor:
         self.settings = settings
         self.on_owed: Callable[[Sequence[str]], None] | None = None
         self._where = without_password(settings.redis_url)
-        pool = aioredis.BlockingConnectionPool.from_url(
+        pool = aioredis.ConnectionPool.from_url(
             settings.redis_url,
+            connection_class=_Connection,  # of `rediss:` and `unix:` redis-py takes its own
             max_connections=max_connections,
             decode_responses=True,
             socket_timeout=_ANSWER_S,
             socket_connect_timeout=3,
             health_check_interval=15,
         )
-        self._room = asyncio.Semaphore(max_connections)  # so that who waits is ours to refuse
+        # Who waits for a connection is ours to refuse. redis-py's own pool that has callers wait
+        # would cost each of them as much time as a third of a call.
+        self._room = asyncio.Semaphore(max_connections)
         self._is_silent = self._is_probed = False
         self.redis = aioredis.Redis.from_pool(pool)  # which then closes the pool with it
         # A subscription is read by one task while others write to it: a health check, which
