@@ -6,14 +6,12 @@ and for as long an operator should see that a set is down.
 
 import asyncio
 import contextlib
-import platform
 import time
-from typing import Any
+from dataclasses import asdict
 
+from worker.contract import keys
 from worker.contract.errors import StoreUnavailable
-from worker.contract.registry import Registry
-
-ANNOUNCE_S = 4.0
+from worker.contract.registry import Presence, Registry
 
 
 class Notices:
@@ -23,29 +21,25 @@ class Notices:
         self._registry = registry
         self._role = role
         self._model = model
-        self._failed: dict[str, dict[str, Any]] = {}
+        self._failed: dict[str, Presence] = {}
 
     async def post(self, owner: str, gpus: str, reason: str) -> None:
         """Say that a worker failed; `run` says it again."""
-        self._failed[owner] = {
-            "owner": owner,
-            "role": self._role,
-            "slots": 0,
-            "state": "failed",
-            "reason": reason,
-            "in_flight": 0,
-            "host": platform.node(),
-            "pid": 0,
-            "gpus": gpus,
-            "started_at": time.time(),
-            "model": self._model,
-        }
+        self._failed[owner] = Presence(
+            owner=owner,
+            role=self._role,
+            state="failed",
+            reason=reason,
+            gpus=gpus,
+            started_at=time.time(),
+            model=self._model,
+        )
         await self._announce(owner)
 
     async def run(self) -> None:
         """Go on saying it until cancelled."""
         while True:
-            await asyncio.sleep(ANNOUNCE_S)
+            await asyncio.sleep(keys.ANNOUNCE_S)
             for owner in list(self._failed):
                 await self._announce(owner)
 
@@ -57,4 +51,4 @@ class Notices:
 
     async def _announce(self, owner: str) -> None:
         with contextlib.suppress(StoreUnavailable):
-            await self._registry.announce(owner, self._failed[owner], None)
+            await self._registry.announce(owner, asdict(self._failed[owner]), None)

@@ -29,6 +29,7 @@ from worker.contract.job import Lane
 from worker.contract.log import set_up
 from worker.engine import EngineSpec
 from worker.holds import Stop
+from worker.keeper import EXIT_CONFIG, EXIT_GAVE_UP, EXIT_RESTART
 from worker.pool_run import CancelReason, current_request
 from worker.runner import Verdict
 from worker.runtime.base import Failure, Identity
@@ -37,7 +38,7 @@ from worker.runtime.chat import ChatRuntime
 if TYPE_CHECKING:  # no chat worker's: one that is started again should be back soon
     from worker.runtime.cpu import CpuRuntime, HookRuntime
 
-OK, GAVE_UP, TRY_AGAIN, MISCONFIGURED = 0, 69, 75, 78
+OK = 0
 DEFAULT_SLOTS = {"echo": 256, "transformers": 4, "lmdeploy": 256}
 MEDIA_SLOTS = 32  # mostly fetches that wait; decoding is bounded by the cores
 HOOK_SLOTS = 32  # a ticket is done as soon as it is read
@@ -226,8 +227,8 @@ def _serve(
         worker.exitcode = ended.code
     if runtime.failure is not None:
         sys.stderr.write(f"{runtime.failure.reason}\n")
-        return MISCONFIGURED if runtime.failure.is_everywhere else GAVE_UP
-    return OK if not worker.exitcode else TRY_AGAIN
+        return EXIT_CONFIG if runtime.failure.is_everywhere else EXIT_GAVE_UP
+    return OK if not worker.exitcode else EXIT_RESTART
 
 
 def _queues(args: argparse.Namespace, app: Celery) -> list[str]:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from worker import notices
+from worker.contract import keys
 from worker.contract.door import RedisDoor
 from worker.contract.registry import Registry
 from worker.notices import Notices
@@ -17,7 +17,7 @@ async def said(registry: Registry) -> list[tuple[str, str, str, str | None]]:
 async def test_a_failed_worker_is_spoken_of_again_and_again_until_that_is_withdrawn(
     door: RedisDoor, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(notices, "ANNOUNCE_S", 0.01)
+    monkeypatch.setattr(keys, "ANNOUNCE_S", 0.01)
     registry = Registry(door)
     made = Notices(registry, "chat", "echo")
     failed = [("failed", "0,1", "no memory", "echo")]

@@ -63,6 +63,7 @@ HOOK_QUEUE = "webhooks"
 IDEMPOTENCY_S = 86_400  # as long as the field's APIs replay an Idempotency-Key
 TOMBSTONE_S = 30 * 86_400  # how long an erased job answers 410 instead of 404
 HEARTBEAT_S = 15  # a worker process silent for so long is not counted as alive
+ANNOUNCE_S = 4.0  # how often each says that it is; two may get lost
 OUTBOX_GRACE_MS = 2_000  # a publisher that has not confirmed by then is presumed dead
 RETICKET_MS = 3_000  # a job overtaken by one this much younger has lost its ticket
 BUCKETS_MS = (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)  # waits

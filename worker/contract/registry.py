@@ -1,12 +1,36 @@
 """Who lives and what is served, and the short notes and locks that processes share."""
 
 import json
+import platform
+from dataclasses import dataclass, field
 from typing import Any
 
 from worker.contract import keys
 from worker.contract.door import RedisDoor, dump
 
 _FORGET_S = 3600  # an owner that has said nothing for so long is not looked up any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """What is said of a worker process, by itself or, once it was given up, by its supervisor.
+
+    `state` is loading, ready, draining or failed; `reason` says why it is not well, if it is not.
+    `slots` and `in_flight` count jobs; `gpus` is its CUDA_VISIBLE_DEVICES; `started_at` is Unix
+    time in seconds; `model` is the served name, None where it serves none.
+    """
+
+    owner: str
+    role: str
+    state: str
+    reason: str
+    gpus: str
+    started_at: float
+    model: str | None
+    slots: int = 0
+    in_flight: int = 0
+    pid: int = 0
+    host: str = field(default_factory=platform.node)
 
 
 class Registry:

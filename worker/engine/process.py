@@ -134,11 +134,6 @@ class EngineProcess:
         return len(self._child.streams) if self._child is not None else 0
 
     @property
-    def lost_prompts(self) -> int:
-        """How many prompts the last death took along."""
-        return self._child.lost if self._child is not None else 0
-
-    @property
     def last_output_age_s(self) -> float:
         """Seconds since the engine last gave anything while prompts are inside, else 0."""
         return self._child.silence_s if self._child is not None and self.in_flight else 0.0
@@ -192,9 +187,7 @@ class _Child:
         self.questions: dict[int, asyncio.Future[Counters]] = {}
         self.loaded: asyncio.Future[ModelCard | JobError] = loop.create_future()
         self.gone: asyncio.Future[str] = loop.create_future()
-        self.lost = 0
         self._process = process
-        self._writer = writer
         self._numbers: Iterator[int] = count(1)
         self._heard_at = time.monotonic()
         self._watching: asyncio.Task[None] | None = None
@@ -277,7 +270,7 @@ class _Child:
         hearing.cancel()
         _kill_group(self.pid)
         self._bury(await ending)
-        self._writer.close()
+        self.outbox.close()
 
     async def _hear(self, reader: asyncio.StreamReader) -> None:
         async for messages in frames(reader):
@@ -311,7 +304,6 @@ class _Child:
         how = _how_it_ended(status)
         is_to_blame = status == MEMORY_STATUS and len(self.streams) == 1
         event(log, "engine.ended", pid=self.pid, how=how, in_flight=len(self.streams))
-        self.lost = len(self.streams)
         self.gone.set_result(how)
         if not self.loaded.done():
             self.loaded.set_result(EngineFailed(f"{how} while it loaded the model"))

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from worker.contract.door import RedisDoor
 from worker.contract.errors import EngineFailed, JobError, StoreUnavailable
 from worker.contract.job import Hold, Lane
 from worker.contract.live import Orders
-from worker.contract.registry import Registry
+from worker.contract.registry import Presence, Registry
 from worker.contract.s3 import ObjectStore
 from worker.contract.settings import Settings
 from worker.contract.store import JobStore
@@ -25,7 +24,6 @@ from worker.holds import Holds, Stop
 from worker.runner import Runner
 
 _log = logging.getLogger(__name__)
-_ANNOUNCE_S = 4.0
 _CANCEL_S = 0.5
 _STATES = {"loading": 0, "ready": 0, "draining": 1, "failed": 2}  # the way goes up alone
 _FAULT_STATUS = 70  # EX_SOFTWARE: a background task of ours ended
@@ -118,19 +116,18 @@ class Base:
         await self.say("failed", failure.reason)
 
     async def _announce(self) -> None:
-        info = asdict(self._me) | {
-            "state": self._state,
-            "reason": self._reason,
-            "in_flight": len(self._holds),
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            "started_at": self._started_at,
-        }
         card = self._card()
-        await self._registry.announce(
-            self._me.owner, info | {"model": card["model"] if card else None}, card
+        said = Presence(
+            **asdict(self._me),
+            state=self._state,
+            reason=self._reason,
+            in_flight=len(self._holds),
+            pid=os.getpid(),
+            gpus=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            started_at=self._started_at,
+            model=card["model"] if card else None,
         )
+        await self._registry.announce(self._me.owner, asdict(said), card)
 
     async def _end(self) -> None:
         pending = set(self._tasks)
@@ -148,7 +145,7 @@ class Base:
         while True:
             with contextlib.suppress(StoreUnavailable):
                 await self._announce()
-            await asyncio.sleep(_ANNOUNCE_S)
+            await asyncio.sleep(keys.ANNOUNCE_S)
 
     async def close(self) -> None:
         """End the background work, sign off (not after a failure) and close every connection."""
