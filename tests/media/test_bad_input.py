@@ -58,7 +58,7 @@ async def test_bad_media_has_its_code_and_names_its_part(
     kind, answer, code = CASES[name]
     good = MediaRef("image", "messages[1].content[1]", url=web.at("/good.png", GOOD))
     bad = MediaRef(kind, PART, url=web.at("/part", answer()))
-    limits = settings(FOREBAY_IMAGE_FETCH_S=1)
+    limits = settings(FOREBAY_IMAGE_FETCH_S=5)
 
     with pytest.raises(JobError) as caught:
         await prepare_all((good, bad), MediaProfile(), VideoPolicy(), objects, memo, limits, quiet)
