@@ -135,7 +135,7 @@ class Results:
     def open(self) -> None:
         """Read what is there; half a last line, of a run that was killed, is cut off.
 
-        Raises RequestsError where the file holds something else.
+        Raises RequestsError where the file holds something else, and leaves it as it is.
         """
         if not self._path.exists():
             return
@@ -143,6 +143,7 @@ class Results:
         with self._path.open("rb+") as file:
             for raw in file:
                 if not raw.endswith(b"\n"):
+                    self._check_half(raw)
                     break
                 self._note(self._read(raw))
                 end += len(raw)
@@ -151,11 +152,20 @@ class Results:
     def _read(self, raw: bytes) -> dict[str, Any]:
         try:
             row = json.loads(raw)
-            if isinstance(row, dict) and isinstance(row.get("custom_id"), str):
+            # Requests have names, too: only results have a response, be it null.
+            if isinstance(row, dict) and isinstance(row.get("custom_id"), str) and _HAS in row:
                 return row
         except ValueError:
             pass
-        raise RequestsError(f"{self._path} holds no results: choose another file for them")
+        raise self._refusal()
+
+    def _check_half(self, raw: bytes) -> None:
+        """Let only what is the beginning of a result be cut off; it may be somebody's only copy."""
+        if not raw.startswith(_BEGINS[: len(raw)]):
+            raise self._refusal()
+
+    def _refusal(self) -> RequestsError:
+        return RequestsError(f"{self._path} holds no results: choose another file for them")
 
     def add(self, raw: bytes) -> None:
         """Append a result line, unless it is there already or says that nothing was asked."""
@@ -173,6 +183,8 @@ class Results:
 
 
 _OK = 200
+_HAS = "response"  # what every result line has, and no request
+_BEGINS = b'{"id":"batch_req_'  # as every server of ours writes it
 
 
 def _code(row: dict[str, Any]) -> str | None:

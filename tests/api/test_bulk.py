@@ -216,3 +216,33 @@ def test_a_line_that_was_not_executed_is_no_result(tmp_path: Path, code: str):
     results.add(json.dumps({"custom_id": "a", "response": None, "error": {"code": code}}).encode())
 
     assert (results.done, results.failed) == (set(), 0)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        b"an only copy, without a line's end",
+        b'{"id":"batch_rex',
+        json.dumps(line("a")).encode(),
+        jsonl([line("a")]) + json.dumps(line("b")).encode(),
+    ],
+)
+def test_a_file_that_holds_no_results_is_left_as_it_is(tmp_path: Path, foreign: bytes):
+    (tmp_path / "out.jsonl").write_bytes(foreign)
+
+    with pytest.raises(RequestsError, match="holds no results"):
+        Results(tmp_path / "out.jsonl").open()
+
+    assert (tmp_path / "out.jsonl").read_bytes() == foreign
+
+
+@pytest.mark.parametrize("half", [b"", b"{", b'{"id":"batch_req_', b'{"id":"batch_req_0f","cu'])
+def test_half_a_result_is_cut_off(tmp_path: Path, half: bytes):
+    whole = json.dumps({"custom_id": "a", "response": {"status_code": 200}, "error": None})
+    (tmp_path / "out.jsonl").write_bytes(whole.encode() + b"\n" + half)
+    results = Results(tmp_path / "out.jsonl")
+
+    results.open()
+
+    assert (len(results.done), results.failed) == (1, 0)
+    assert (tmp_path / "out.jsonl").read_text() == whole + "\n"
