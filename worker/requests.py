@@ -118,7 +118,15 @@ class Requests:
         if len(text) > _MAX_PATH or text.lower().startswith(_NOT_REFERENCES):
             return text
         path = self._path.parent / text
-        return attachments.inline(path) if path.is_file() else text
+        return attachments.inline(path) if _is_file(path) else text
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file lies there; bare base64 makes no path that the system would look at."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 class Results:

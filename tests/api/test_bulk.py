@@ -1,5 +1,6 @@
 """`forebay batch` against the running service."""
 
+import base64
 import json
 import os
 import subprocess
@@ -83,6 +84,15 @@ def test_bodies_alone_are_answered_by_line_number_with_pictures_from_files(
     assert (text(found["1"]), text(found["2"])) == ("word1", "word2")
     assert '"image"' in text(found["3"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "in.jsonl", "out.jsonl"]
+
+
+def test_a_picture_in_bare_base64_is_no_file(tmp_path: Path):
+    bare = base64.b64encode(bytes(300)).decode()  # longer than a name may be, shorter than a path
+    (tmp_path / "in.jsonl").write_bytes(jsonl([{"query": "<image>q", "images": bare}]))
+
+    (asked,) = Requests(tmp_path / "in.jsonl", None).missing(set())
+
+    assert asked.body["images"] == bare
 
 
 def test_a_second_run_asks_only_what_is_missing(run: Run, tmp_path: Path, client: openai.OpenAI):
