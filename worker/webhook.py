@@ -99,7 +99,7 @@ def retry_after_s(text: str, now_s: float) -> float:
         return float(text.strip()[:12])
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the receiver wrote it
         return 0.0
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(0.0, (aware - datetime.fromtimestamp(now_s, UTC)).total_seconds())

@@ -133,6 +133,7 @@ def test_every_status_is_one_of_three_results(codes: tuple[int, ...], expected: 
         (format_datetime(NOW + timedelta(hours=1), usegmt=True), 3600),
         (format_datetime(NOW - timedelta(hours=1), usegmt=True), 0),
         ("Mon, 21 Sep 2026 14:13:20", 0), ("Mon, 99 Foo 2026 99:99:99 GMT", 0),
+        (f"Mon, 21 Sep 2026 14:13:20 +{'9' * 20}", 0), (f"Mon, 21 Sep {'9' * 20} 14:13:20 GMT", 0),
     ],
 )  # fmt: skip
 def test_a_retry_after_is_a_number_or_a_date_and_anything_else_is_none(
