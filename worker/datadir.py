@@ -31,21 +31,21 @@ class DataDir:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Make the folder and hold it against every other process. Raises DataDirError."""
-        try:
-            _private_folder(self.path)
-        except OSError as error:
-            raise DataDirError(
-                f"cannot use {self.path} as data folder: {error.strerror}; name "
-                f"another with --data-dir"
-            ) from error
-        try:
-            with locks.hold(self.path / "lock"):
-                yield
-        except locks.LockTakenError as error:
-            raise DataDirError(
-                f"the data folder {self.path} is in use by process {error.pid}; stop "
-                f"it, or name another folder with --data-dir"
-            ) from error
+        with contextlib.ExitStack() as stack:
+            try:
+                _private_folder(self.path)
+                stack.enter_context(locks.hold(self.path / "lock"))
+            except OSError as error:
+                raise DataDirError(
+                    f"cannot use {self.path} as data folder: {error.strerror}; name "
+                    f"another with --data-dir"
+                ) from error
+            except locks.LockTakenError as error:
+                raise DataDirError(
+                    f"the data folder {self.path} is in use by process {error.pid}; stop "
+                    f"it, or name another folder with --data-dir"
+                ) from error
+            yield
 
     def folder(self, name: str) -> Path:
         """Return a private folder inside, made if need be; absolute, as children change folders."""

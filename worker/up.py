@@ -113,7 +113,7 @@ def running(options: UpOptions, tell: Tell, *, parts: PartsFor = our_parts) -> I
     def in_thread() -> None:
         try:
             asyncio.run(main())
-        except UpError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits for the URL is told
             if url.done():
                 tell(f"error: {error}")
             else:

@@ -256,9 +256,9 @@ def command_of(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
-def block_options() -> UpOptions:
+def block_options(data_dir: Path | None = None) -> UpOptions:
     given = {name.lower(): value for name, value in GIVEN.items()}
-    return UpOptions(Settings(**given), dict(os.environ), port=0, flower_port=0, data_dir=None)
+    return UpOptions(Settings(**given), dict(os.environ), port=0, flower_port=0, data_dir=data_dir)
 
 
 def test_for_the_length_of_a_block_it_runs_beside_its_caller(tmp_path: Path):
@@ -287,6 +287,29 @@ def test_a_block_whose_parts_cannot_start_is_never_entered(tmp_path: Path):
     with (
         pytest.raises(UpError, match="no such model"),
         running(block_options(), lambda _line: None, parts=parts),
+    ):
+        pytest.fail("entered")
+
+
+def test_a_block_is_told_of_any_fault_at_its_start():
+    def parts(*_: object) -> tuple[Part, ...]:
+        raise RuntimeError("of whatever kind")
+
+    with (
+        pytest.raises(ExceptionGroup) as group,
+        running(block_options(), lambda _line: None, parts=parts),
+    ):
+        pytest.fail("entered")
+
+    assert [str(error) for error in group.value.exceptions] == ["of whatever kind"]
+
+
+def test_a_data_folder_that_cannot_be_locked_is_told_so(tmp_path: Path):
+    (tmp_path / "lock").mkdir()  # where the lock file would lie
+
+    with (
+        pytest.raises(UpError, match="as data folder: Is a directory"),
+        running(block_options(tmp_path), lambda _line: None),
     ):
         pytest.fail("entered")
 
