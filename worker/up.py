@@ -18,7 +18,7 @@ from worker.datadir import DataDir, DataDirError, choose_port, is_free
 from worker.machine import STOP_S, Machine, Part, Parts, Tell, UpError
 from worker.supervisor import DRAIN_MARGIN_S
 
-ANY_HOST = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class UpOptions:
     @property
     def url(self) -> str:
         """Where the API answers, as seen from this machine."""
-        return f"http://{'127.0.0.1' if self.host in ANY_HOST else self.host}:{self.port}"
+        host = ANY_HOST.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 PartsFor = Callable[[UpOptions, DataDir, Mapping[str, str]], tuple[Part, ...]]

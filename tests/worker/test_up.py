@@ -261,6 +261,19 @@ def block_options(data_dir: Path | None = None) -> UpOptions:
     return UpOptions(Settings(**given), dict(os.environ), port=0, flower_port=0, data_dir=data_dir)
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("example.com", "http://example.com:8000"),
+    ],
+)
+def test_the_url_is_one_that_can_be_asked(host: str, url: str):
+    assert UpOptions(Settings(), {}, host=host).url == url
+
+
 def test_for_the_length_of_a_block_it_runs_beside_its_caller(tmp_path: Path):
     data_dirs: list[Path] = []
 
