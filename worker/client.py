@@ -185,7 +185,7 @@ def server(url: str | None, up_options: UpOptions) -> Iterator[httpx.Client]:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health/live", timeout=_PROBE_S).is_success
+        return httpx.get(f"{url.rstrip('/')}/health/live", timeout=_PROBE_S).is_success
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
@@ -206,7 +206,7 @@ def reporting() -> Iterator[None]:
     except (ClientError, attachments.AttachmentError) as error:
         complain(str(error))
     except httpx.ConnectError as error:
-        where = error.request.url.copy_with(path="/")
+        where = error.request.url.join("/")
         complain(f"nothing answers at {where}: start it with `forebay up`, or set FOREBAY_URL")
     except httpx.HTTPError as error:
         complain(f"the server broke off: {error}")
@@ -233,10 +233,15 @@ def checked(response: httpx.Response) -> dict[str, Any]:
     """Return a response's JSON; raise ClientError with the server's sentence."""
     try:
         body: dict[str, Any] = response.json()
+        sentence = body["error"]["message"] if response.is_error else ""
     except ValueError as error:
         raise ClientError(f"{response.url} answers {response.status_code}, no JSON") from error
-    if response.is_error:
-        raise ClientError(body["error"]["message"])
+    except (KeyError, TypeError) as error:  # not as we say what is wrong
+        raise ClientError(
+            f"{response.url} answers {response.status_code}, and is no server of Forebay's"
+        ) from error
+    if sentence:
+        raise ClientError(sentence)
     return body
 
 
