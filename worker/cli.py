@@ -35,12 +35,14 @@ def main() -> NoReturn:
     """Run the command; every error is one line on stderr and a status of 1 or more."""
     try:
         status = cli(prog_name="forebay", standalone_mode=False)
+        if sys.stdout is not None:  # None where it was closed before the start
+            sys.stdout.flush()  # here, where it can still be told that this fails
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has enough
+        _drop_output()  # its reader has enough
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the last handler; what it prints, a person reads
         _fail(str(error) or type(error).__name__, _status_of(error))
@@ -50,7 +52,16 @@ def main() -> NoReturn:
 def _fail(message: str, status: int) -> NoReturn:
     line = " ".join(message.split()).removeprefix("error: ")
     click.echo(f"error: {line}", err=True)
+    try:
+        click.echo(nl=False)  # flushes
+    except OSError:
+        _drop_output()
     sys.exit(status)
+
+
+def _drop_output() -> None:
+    """Let what cannot be written go: the interpreter would try it again, and print a traceback."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _status_of(error: Exception) -> int:

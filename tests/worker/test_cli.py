@@ -88,6 +88,40 @@ def test_an_error_is_one_line_with_a_status(
     assert ended.stdout == ""
 
 
+def say(stdout: int) -> "subprocess.CompletedProcess[bytes]":
+    """Run a command that prints a line, which waits in the interpreter until the end."""
+    code = (
+        "import click; from worker import cli;"
+        "cli.cli.add_command(click.Command('say', callback=lambda: print('a line')));"
+        "cli.main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, "say"],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    ended = say(writer)
+
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+def test_an_answer_that_cannot_be_written_is_an_error():
+    with Path("/dev/full").open("wb") as full:
+        ended = say(full.fileno())
+
+    assert (ended.returncode, ended.stderr) == (1, b"error: [Errno 28] No space left on device\n")
+
+
 def test_a_folder_called_worker_where_one_stands_is_not_ours(tmp_path: Path):
     """Children are found by where we are, not by where the caller stands."""
     for name in ("worker", "api"):
