@@ -1,6 +1,7 @@
 """Lines of a batch: what is read, what is written. No I/O."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -43,6 +44,27 @@ def test_a_line_yields_unless_it_asks_and_never_comes_first(
 
     assert (spec.priority, spec.door) == (priority, Door.BATCH)
     assert spec.envelope == {"batch": "batch_1", "line": 7, "custom_id": "c"}
+
+
+def asking(url: str, **body: Any) -> dict[str, Any]:
+    return {"custom_id": "c", "method": "POST", "url": url, "body": body}
+
+
+TOOL = {"name": "f", "parameters": {"const": math.nan}}
+FORMAT = {"type": "json_schema", "name": "x", "schema": {"const": math.inf}}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        line("c", tools=[{"type": "function", "function": TOOL}]),
+        asking("/v1/responses", input="q", tools=[{"type": "function", **TOOL}]),
+        asking("/v1/responses", input="q", text={"format": FORMAT}),
+    ],
+)
+def test_a_number_that_no_answer_could_repeat_is_refused(made: dict[str, Any]):
+    with pytest.raises(LineError, match="not JSON compliant"):
+        lines.read(raw(made), made["url"])
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,30 @@
 Shapes only; `options` checks what the fields say together, and the schemas.
 """
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 MAX_TOOLS = 128
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+def _is_json(schema: dict[str, Any]) -> dict[str, Any]:
+    """Refuse NaN and infinity: Python reads them, but an answer that repeats them is no JSON."""
+    json.dumps(schema, allow_nan=False)
+    return schema
+
+
+JsonSchema = Annotated[dict[str, Any], AfterValidator(_is_json)]
 Described = Annotated[str, StringConstraints(max_length=16_384)]
 
 
@@ -24,7 +41,7 @@ class NamedSchema(Strict):
 
     name: Name
     description: Described | None = None
-    schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
+    schema_: JsonSchema = Field(default_factory=lambda: {"type": "object"}, alias="schema")
     strict: bool | None = None
 
 
@@ -46,7 +63,7 @@ class Function(Strict):
 
     name: Name
     description: Described | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonSchema | None = None
     strict: bool | None = None
 
 

@@ -4,12 +4,12 @@ What would change the answer and cannot be honoured is refused with a sentence; 
 nothing here (a cache key, a neutral value) is taken and repeated in the Response.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from worker.contract.body import MAX_S, MAX_SEED, CallbackBody, Metadata, Stop, VideoBody
-from worker.contract.formats import MAX_TOOLS, Described, Name, Strict
+from worker.contract.formats import MAX_TOOLS, Described, JsonSchema, Name, Strict
 from worker.contract.job import Priority
 from worker.contract.responses.items import MAX_ITEMS, Item, Key
 
@@ -33,7 +33,7 @@ class SchemaFormat(Strict):
 
     type: Literal["json_schema"]
     name: Name
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: JsonSchema = Field(alias="schema")
     strict: bool | None = None
     description: Described | None = None
 
@@ -53,7 +53,7 @@ class FunctionTool(Strict):
     type: Literal["function"]
     name: Name
     description: Described | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonSchema | None = None
     strict: bool | None = None
 
 
