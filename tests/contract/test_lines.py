@@ -72,6 +72,12 @@ def test_a_number_that_no_answer_could_repeat_is_refused(made: dict[str, Any]):
     [
         (chat_line(n=2), CHAT, "invalid_request", None),
         (chat_line(stream=True), CHAT, "invalid_request", "body.stream"),
+        (
+            line("c", webhook_url="https://example.com/"),
+            "/v1/jobs",
+            "invalid_request",
+            "body.webhook_url",
+        ),
         (chat_line(reasoning_effort="high"), CHAT, "option_unsupported", "reasoning_effort"),
         (
             {

@@ -147,6 +147,12 @@ def read(raw: bytes, endpoint: str) -> RequestLine:
     if getattr(body, "stream", False):
         raise LineError("invalid_request", "the lines of a batch are not streamed", "body.stream")
     spec = replace(kind.to_spec(body, job), priority=_priority(line.body))
+    if spec.webhook_url:
+        raise LineError(
+            "invalid_request",
+            "a line of a batch calls nobody back: a webhook endpoint is told of the batch",
+            "body.webhook_url",
+        )
     return RequestLine(line.custom_id, job, spec, partial(kind.placed, body))
 
 
