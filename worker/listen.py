@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from worker.webhook import UnverifiedError, verify
 
@@ -23,13 +24,28 @@ def say(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - a terminal program
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Leave out that a sender hung up; of a fault of ours print the traceback."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def serve(host: str, port: int, secret: str, tell: Tell = say) -> None:
     """Receive until Ctrl-C. Raises OSError where the port cannot be had; 0 takes a free one."""
-    server = ThreadingHTTPServer((host, port), _handler(secret, tell))
-    server.daemon_threads = True
 
     def end(*_: object) -> None:
         threading.Thread(target=server.shutdown, daemon=True).start()  # it waits for the loop
+
+    def told(text: str) -> None:
+        try:
+            tell(text)
+        except BrokenPipeError:  # whoever read what is printed has enough
+            end()
+
+    server = _Server((host, port), _handler(secret, told))
 
     # No KeyboardInterrupt: raised inside a finalizer it would be printed and forgotten.
     signal.signal(signal.SIGINT, end)

@@ -1,13 +1,18 @@
 """`forebay webhooks listen`: what arrives is verified and printed, until Ctrl-C."""
 
 import asyncio
+import contextlib
 import json
+import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -76,6 +81,39 @@ async def test_what_arrives_is_verified_and_printed_and_ctrl_c_ends_it():
     assert heard.out[0] == "verified job.completed msg_1"
     assert '    "text": "四只"' in heard.out
     assert heard.out[-1] == "NOT VERIFIED: no signature is this secret's"
+
+
+async def test_a_sender_that_hangs_up_is_not_told_of():
+    async with listener("--port", "0", "--secret", SECRET) as heard:
+        await until_async(lambda: bool(heard.err))
+        where = (heard.url.split(":")[1].strip("/"), int(heard.url.split(":")[2].strip("/")))
+        with socket.create_connection(where) as sender:
+            sender.sendall(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        poster = Poster(Guard.from_entries(["127.0.0.1"]), total_s=5, head_bytes=64)
+        await deliver(poster, heard.url, "msg_1", BODY, [SECRET])  # heard after it
+        await poster.close()
+
+    assert len(heard.err) == 1
+
+
+def test_it_ends_where_nobody_reads_it_any_more():
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker", "webhooks", "listen", "--port", "0", "--secret", SECRET],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    ) as process:
+        os.close(writer)
+        os.close(reader)
+        assert process.stderr is not None
+        url = process.stderr.readline().split()[2].decode()
+        with contextlib.suppress(urllib.error.HTTPError):
+            urllib.request.urlopen(url, data=b"{}", timeout=10)
+
+        process.wait(20)
+
+        assert process.stderr.read() == b""
 
 
 def test_a_port_that_is_taken_and_a_secret_that_is_none_are_one_line():
