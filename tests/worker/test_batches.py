@@ -357,6 +357,25 @@ async def test_no_line_becomes_a_job_after_the_cancel(stores: Stores):
     assert other not in await stores.batches.open_jobs(batch_id)
 
 
+async def test_lines_that_a_cancel_finds_on_their_way_are_told_as_well(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+):
+    batch_id = await begin(stores, [line(f"l{n}") for n in range(1, 4)])
+    submit = Intake.submit
+
+    async def cancelled_before(*args: Any) -> Any:
+        await stores.batches.cancel(batch_id)
+        return await submit(*args)
+
+    monkeypatch.setattr(Intake, "submit", cancelled_before)
+    async with running(stores, batch_id) as task:
+        assert await task is BatchStatus.CANCELLED
+
+    batch = await stores.batches.get(batch_id)
+    assert batch["request_counts"] == {"total": 3, "completed": 0, "failed": 3}
+    assert (await results(stores, batch["error_file_id"])).keys() == {"l1", "l2", "l3"}
+
+
 async def test_a_running_line_that_ends_after_the_cancel_keeps_its_answer(stores: Stores):
     batch_id = await begin(stores, [line("l1"), line("l2")])
     async with running(stores, batch_id) as task:

@@ -203,6 +203,8 @@ class BatchRun:
         except QueueFull:
             self._pause_until = time.monotonic() + _FULL_S
             return 0  # the page comes again; lines that are jobs already stay the same jobs
+        if (await self._look()).ending:
+            return 0  # closed meanwhile: lines of the page that are no jobs are taken down, too
         await self._passed(page)
         return len(page)
 
@@ -214,7 +216,7 @@ class BatchRun:
             self._check_size(chat, spec)
             await self._stores.intake.submit(chat, spec)
         except JobConflict:
-            pass  # closed meanwhile, or taken down before: the loop sees it
+            pass  # closed meanwhile, which the caller sees, or taken down before
         except JobError as error:
             if error.retryable:
                 raise
