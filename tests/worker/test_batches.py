@@ -310,6 +310,27 @@ async def test_an_input_that_is_gone_before_it_was_read_fails_the_batch(stores: 
     assert [error["code"] for error in batch["errors"]["data"]] == ["input_file_gone"]
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_line_that_is_over_a_lowered_limit_fails_alone(
+    make_stores: Make, stores: Stores, is_cancelled: bool
+):
+    narrow = make_stores(FOREBAY_BATCH_WINDOW=1)
+    batch_id = await begin(narrow, [line("l1"), line("l2", "x" * 2000)])
+    async with running(narrow, batch_id):
+        await has_open(stores, batch_id, 1)
+    lowered = make_stores(FOREBAY_MAX_BODY_BYTES=1024)
+    if is_cancelled:
+        await stores.batches.cancel(batch_id)
+    else:
+        await answer(stores, batch_id, 1)
+
+    async with running(lowered, batch_id, OTHER) as task:
+        assert (await task).is_terminal
+
+    errors = await results(stores, (await stores.batches.get(batch_id))["error_file_id"])
+    assert errors.keys() == ({"l1", ""} if is_cancelled else {""})
+
+
 async def test_a_full_queue_makes_the_batch_wait(
     make_stores: Make, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ):

@@ -209,7 +209,11 @@ class BatchRun:
         return len(page)
 
     async def _submit(self, raw: RawLine) -> None:
-        line = await asyncio.to_thread(lines.read, raw.data or b"", self._endpoint)
+        try:
+            line = await asyncio.to_thread(lines.read, raw.data or b"", self._endpoint)
+        except LineError as error:  # it was good when it was checked, with other settings
+            await self._refuse(raw.number, _name(raw), error)
+            return
         spec = lines.to_spec(line, self._id, raw.number)
         try:
             chat = line.placed(await self._stores.intake.read(line.job))
@@ -220,8 +224,11 @@ class BatchRun:
         except JobError as error:
             if error.retryable:
                 raise
-            entry = lines.failed(self._id, raw.number, line.custom_id, error)
-            await self._fail([(line_job_id(self._id, raw.number), entry)])
+            await self._refuse(raw.number, line.custom_id, error)
+
+    async def _refuse(self, number: int, custom_id: str, error: JobError | LineError) -> None:
+        entry = lines.failed(self._id, number, custom_id, error)
+        await self._fail([(line_job_id(self._id, number), entry)])
 
     def _check_size(self, chat: ChatRequest, spec: JobSpec) -> None:
         """Refuse what would make every later look at the job a large one."""
@@ -278,4 +285,9 @@ async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 def _names(page: list[RawLine]) -> list[tuple[int, str]]:
-    return [(raw.number, lines.custom_id_of(raw.data or b"")) for raw in page]
+    return [(raw.number, _name(raw)) for raw in page]
+
+
+def _name(raw: RawLine) -> str:
+    """Return the custom_id; '' of a line that has become too long, for a limit was lowered."""
+    return "" if raw.data is None else lines.custom_id_of(raw.data)

@@ -217,7 +217,7 @@ def result(endpoint: str, spec: JobSpec, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def failed(
-    batch_id: str, number: int, custom_id: str, error: JobError | None = None
+    batch_id: str, number: int, custom_id: str, error: JobError | LineError | None = None
 ) -> dict[str, Any]:
     """Return the result line of a request that never became a job: refused, or not begun."""
     made = _result(batch_id, number, custom_id)
