@@ -27,8 +27,9 @@ async def parts(request: Request) -> AsyncGenerator[Head | bytes, None]:
 
     Raises InvalidRequest where the body is no such form, is cut off, or the caller hangs up.
     """
-    reader = _Reader(_boundary(request.headers.get("content-type", "")))
+    boundary = _boundary(request.headers.get("content-type", ""))
     try:
+        reader = _Reader(boundary)
         async for chunk in request.stream():
             for piece in reader.feed(chunk):
                 yield piece

@@ -147,6 +147,7 @@ async def test_a_bad_form_is_refused(
         ("application/json", b"{}"),
         ("multipart/form-data", b"x"),
         ("multipart/form-data; boundary=b", b"no boundary here"),
+        (f"multipart/form-data; boundary={'b' * 257}", b""),
         ("multipart/form-data; boundary=b", b""),
         (
             "multipart/form-data; boundary=b",
