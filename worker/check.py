@@ -60,8 +60,8 @@ async def _finding(name: str, look: Callable[[], Awaitable[str]]) -> Finding:
         return Finding(name, is_ok=True, text=await asyncio.wait_for(look(), PROBE_S))
     except TimeoutError:
         return Finding(name, is_ok=False, text=f"no answer within {PROBE_S:.0f} s")
-    except (JobError, _Fault) as error:
-        return Finding(name, is_ok=False, text=str(error))
+    except Exception as error:  # noqa: BLE001 - such as a URL that is none; what is left is looked at
+        return Finding(name, is_ok=False, text=str(error) or type(error).__name__)
 
 
 async def _redis(settings: Settings) -> str:

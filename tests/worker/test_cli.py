@@ -177,6 +177,22 @@ def test_check_fails_where_nothing_answers_and_tells_no_password(tmp_path: Path)
     assert "hidden" not in ended.stdout + ended.stderr
 
 
+def test_check_looks_at_the_rest_where_a_setting_is_no_url(tmp_path: Path):
+    (tmp_path / "config.json").write_text("[]")
+    wrong = {
+        "REDIS_URL": "127.0.0.1:6379",
+        "S3_ENDPOINT_URL": "127.0.0.1:8333",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "hidden",
+    }
+
+    ended = run("check", "--model", str(tmp_path), **wrong)
+
+    assert (ended.returncode, ended.stderr) == (1, "")
+    failed = re.findall(r"^FAIL +(\w+)", ended.stdout, re.MULTILINE)
+    assert failed == ["redis", "broker", "s3", "model"]
+
+
 @pytest.mark.parametrize(
     ("model", "hub"),
     [
