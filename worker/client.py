@@ -6,6 +6,7 @@ standard output, everything else to standard error.
 
 import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ _RESUME_S = 30.0  # how long a broken stream is taken up again
 _AGAIN_S = 0.5  # between the tries: the server may be restarting, and a person waits
 _PROMPT = ">>> "
 _ID_WIDTH = 36
+TERMINATED = 143  # 128 + SIGTERM, as shells have it
 _TERMINAL = ("completed", "failed", "cancelled", "expired")
 
 
@@ -177,6 +179,8 @@ def server(url: str | None, up_options: UpOptions) -> Iterator[httpx.Client]:
     elif url is not None:
         raise ClientError(f"nothing answers at {url}: start it with `forebay up`")
     else:
+        # As with Ctrl-C: what was started for the occasion ends, and its folder goes.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
         with told() as tell, running(up_options, tell) as started:
             tell("")
             with connect(started) as client:
