@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 from tests.support import media_files as files
 from worker.contract.errors import MediaTooLarge, MediaUnreadable, MediaUnsupported
 from worker.contract.job import MediaProfile
-from worker.media.image import decode, encode_frame, fitted_size, prepare, size_if_fit
+from worker.media.image import MAX_SCANS, decode, encode_frame, fitted_size, prepare, size_if_fit
 
 LIMIT = 64_000_000
 PROFILE = MediaProfile(max_pixels=28 * 28 * 16, multiple=28)
@@ -177,6 +177,28 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 def test_a_picture_just_over_the_limit_is_refused_as_well(side: int) -> None:
     with pytest.raises(MediaTooLarge):
         prepare(files.bomb_png(side), PROFILE, LIMIT)
+
+
+@pytest.mark.parametrize("read", [prepare, size_if_fit])
+def test_a_jpeg_that_is_gone_over_again_and_again_is_refused(read: Callable[..., object]) -> None:
+    assert read(files.scanned_jpeg(MAX_SCANS), ROOMY, LIMIT)
+    with pytest.raises(MediaUnsupported, match="100 scans"):
+        read(files.scanned_jpeg(MAX_SCANS + 1), ROOMY, LIMIT)
+
+
+def test_of_a_jpeg_only_its_own_scans_count() -> None:
+    others = b"\xff\xda\0\2" * 2 * MAX_SCANS
+    photo = files.picture(64, 48, "JPEG", progressive=True, comment=others)
+
+    assert size_if_fit(photo + b"\0\2" + others, ROOMY, LIMIT) == (64, 48)
+
+
+def test_a_thumbnails_end_in_a_jpeg_is_not_its_own() -> None:
+    bomb = files.scanned_jpeg(MAX_SCANS + 1)
+    comment = b"\xff\xfe\0\4\xff\xd9"
+
+    with pytest.raises(MediaUnsupported, match="100 scans"):
+        size_if_fit(bomb[:2] + comment + bomb[2:], ROOMY, LIMIT)
 
 
 @pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (3000, 20)])

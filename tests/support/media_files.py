@@ -56,6 +56,22 @@ def bomb_png(side: int = BOMB_SIDE) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
+def scanned_jpeg(scans: int, side: int = 256) -> bytes:
+    """Return a valid JPEG whose decoder goes over the picture `scans` times, 13 bytes each."""
+    frame = struct.pack(">BHHB", 8, side, side, 3) + b"\1\x11\0\2\x11\0\3\x11\0"
+    parts = [
+        b"\xff\xd8",
+        _segment(0xDB, b"\0" + b"\1" * 64),
+        _segment(0xC2, frame),
+        # One code each, of one bit: a difference of nothing; a run of 2^14 and more empty blocks.
+        _segment(0xC4, b"\x00\1" + bytes(15) + b"\x00"),
+        _segment(0xC4, b"\x10\1" + bytes(15) + b"\xe0"),
+        _segment(0xDA, b"\3\1\0\2\0\3\0\0\0\0") + bytes(3 * (side // 8) ** 2 // 8),
+        (_segment(0xDA, b"\1\1\0\1\x3f\0") + b"\x7f\xfe") * (scans - 1),
+    ]
+    return b"".join(parts) + b"\xff\xd9"
+
+
 def animated_gif(frames: int = 10) -> bytes:
     """Return a GIF of 10 frames a second, each an even grey of its own."""
     pictures = [Image.new("L", (64, 48), grey(number)) for number in range(frames)]
@@ -149,6 +165,10 @@ def _packets(stream: object, frames: int, fps: int) -> list[av.Packet]:
         frame.pts, frame.time_base = number, Fraction(1, fps)
         packets += stream.encode(frame)
     return packets + stream.encode(None)
+
+
+def _segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

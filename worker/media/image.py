@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from worker.contract.errors import MediaTooLarge, MediaUnreadable, MediaUnsupported
 from worker.contract.job import MediaProfile
+from worker.media.scans import has_more_scans
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 (height, width, 3), RGB."""
@@ -21,9 +22,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """All that Pillow may try. Without the list it would run Ghostscript on an EPS file."""
 
 JPEG_QUALITY = 95  # with 4:4:4 about 40 dB, a tenth of raw, 5 ms a megapixel
+MAX_SCANS = 100  # of a JPEG, libtiff's bound; an encoder makes a dozen, a file has room for 200 000
 MAX_ASPECT = 100  # Qwen2-VL refuses 200; rounding the short side may double a ratio
 
 _AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+_JPEGS = frozenset({"JPEG", "MPO"})  # an MPO is a JPEG with more of them behind it
 _ORIENTATION, _UPRIGHT, _SIDEWAYS = 0x0112, 1, frozenset({5, 6, 7, 8})  # EXIF tag, its values
 _WIDE_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 # What Pillow's decoders raise on damaged files, found by feeding them 2800 of those.
@@ -63,7 +66,8 @@ def prepare(data: bytes, profile: MediaProfile, max_source_pixels: int) -> Prepa
     Raises:
         MediaUnreadable: truncated or damaged.
         MediaTooLarge: more than `max_source_pixels`.
-        MediaUnsupported: more than `MAX_ASPECT` times as long as wide, or floating point samples.
+        MediaUnsupported: more than `MAX_ASPECT` times as long as wide, floating point samples, or
+            a JPEG of more than `MAX_SCANS` scans.
     """
     try:
         with _open(data, max_source_pixels) as source:
@@ -139,6 +143,8 @@ def _open(data: bytes, max_source_pixels: int) -> Image.Image:
             f"the picture has {width} × {height} pixels; the limit is {max_source_pixels}"
         )
     _check_aspect(width, height)
+    if source.format in _JPEGS and has_more_scans(data, MAX_SCANS):
+        raise MediaUnsupported(f"the JPEG has more than {MAX_SCANS} scans; save it anew")
     return source
 
 
@@ -178,7 +184,7 @@ def _proved_whole(source: Image.Image) -> tuple[int, int]:
 
 def _resized(source: Image.Image, profile: MediaProfile) -> Image.Image:
     target = fitted_size(*source.size, profile.max_pixels, profile.multiple)
-    if source.format in {"JPEG", "MPO"} and target != source.size:
+    if source.format in _JPEGS and target != source.size:
         # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the time, never below the target.
         source.draft(source.mode, target)
     if source.getexif().get(_ORIENTATION, _UPRIGHT) in _SIDEWAYS:
