@@ -179,6 +179,14 @@ def test_a_picture_just_over_the_limit_is_refused_as_well(side: int) -> None:
         prepare(files.bomb_png(side), PROFILE, LIMIT)
 
 
+def test_a_tiffs_tiles_are_part_of_what_is_decoded() -> None:
+    assert prepare(files.tiled_tiff(256), PROFILE, 256 * 256).width == 64
+    with pytest.raises(MediaTooLarge, match="256 × 256"):
+        prepare(files.tiled_tiff(256), PROFILE, 256 * 256 - 1)
+    with pytest.raises(MediaUnreadable):
+        prepare(files.tiled_tiff(256, in_64_bits=True), PROFILE, 256 * 256 - 1)
+
+
 @pytest.mark.parametrize("read", [prepare, size_if_fit])
 def test_a_jpeg_that_is_gone_over_again_and_again_is_refused(read: Callable[..., object]) -> None:
     assert read(files.scanned_jpeg(MAX_SCANS), ROOMY, LIMIT)

@@ -56,6 +56,23 @@ def bomb_png(side: int = BOMB_SIDE) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
+def tiled_tiff(side: int, *, in_64_bits: bool = False) -> bytes:
+    """Return a TIFF of 64 × 64 black pixels, cut out of one tile of side × side.
+
+    libtiff takes the tile's size in 64 bits as well, where Pillow sees no size at all.
+    """
+    rows = zlib.compressobj(9)
+    tile = b"".join(rows.compress(bytes(side)) for _ in range(side)) + rows.flush()
+    end = 8 + 2 + 10 * 12 + 4
+    size = (17, 1, end) if in_64_bits else (4, 1, side)
+    fields = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1),
+              (277, 3, 1, 1), (322, *size), (323, *size), (324, 4, 1, end + 8),
+              (325, 4, 1, len(tile))]  # fmt: skip
+    entries = b"".join(struct.pack("<HHLL", *field) for field in fields)
+    start = b"II*\0" + struct.pack("<LH", 8, len(fields))
+    return start + entries + bytes(4) + struct.pack("<Q", side) + tile
+
+
 def scanned_jpeg(scans: int, side: int = 256) -> bytes:
     """Return a valid JPEG whose decoder goes over the picture `scans` times, 13 bytes each."""
     frame = struct.pack(">BHHB", 8, side, side, 3) + b"\1\x11\0\2\x11\0\3\x11\0"

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from worker.contract.errors import MediaTooLarge, MediaUnreadable, MediaUnsupported
 from worker.contract.job import MediaProfile
 from worker.media.scans import has_more_scans
+from worker.media.tiles import tile_size
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 (height, width, 3), RGB."""
@@ -65,7 +66,7 @@ def prepare(data: bytes, profile: MediaProfile, max_source_pixels: int) -> Prepa
 
     Raises:
         MediaUnreadable: truncated or damaged.
-        MediaTooLarge: more than `max_source_pixels`.
+        MediaTooLarge: more than `max_source_pixels`, also in one tile of a TIFF.
         MediaUnsupported: more than `MAX_ASPECT` times as long as wide, floating point samples, or
             a JPEG of more than `MAX_SCANS` scans.
     """
@@ -137,12 +138,13 @@ def _open(data: bytes, max_source_pixels: int) -> Image.Image:
         source = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaTooLarge(f"the picture has more than {max_source_pixels} pixels") from error
-    width, height = source.size
-    if width * height > max_source_pixels:
-        raise MediaTooLarge(
-            f"the picture has {width} × {height} pixels; the limit is {max_source_pixels}"
-        )
-    _check_aspect(width, height)
+    tiles = tile_size(data) if source.format == "TIFF" else (0, 0)
+    for width, height in (source.size, tiles):
+        if width * height > max_source_pixels:
+            raise MediaTooLarge(
+                f"the picture has {width} × {height} pixels; the limit is {max_source_pixels}"
+            )
+    _check_aspect(*source.size)
     if source.format in _JPEGS and has_more_scans(data, MAX_SCANS):
         raise MediaUnsupported(f"the JPEG has more than {MAX_SCANS} scans; save it anew")
     return source
