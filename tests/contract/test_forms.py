@@ -206,6 +206,10 @@ BAD = {
         {"query": f"<img>{A}</img><image>q", "images": []},
         ("invalid_request", "images", "not both"),
     ),
+    "a URL of more than 8192 characters": (
+        {"query": f"<video>q<img>{B + 8192 * 'x'}</img>", "videos": [V]},
+        ("invalid_request", "query", "longer than 8192"),
+    ),
     "broken base64 in a data URL": (
         {"query": "<image>q", "images": ["data:image/png;base64,@@@"]},
         ("media_unreadable", "images[0]", "base64 is broken"),

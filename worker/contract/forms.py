@@ -28,6 +28,7 @@ _TAG = re.compile(
 )
 _DATA_URL = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?P<params>(?:;[\w.+=-]+)*),")
 _FILE_ID = re.compile(r"file_[0-9a-f]{32}")
+MAX_LINK_CHARS = 8192  # a URL is kept in the job's record; signed ones take 2000
 _FIELD: dict[MediaType, str] = {"image": "images", "video": "videos"}
 
 
@@ -305,6 +306,8 @@ def as_pairs(
 def _source(kind: MediaType, text: str, param: str, limits: Settings) -> Source:
     """Read one reference: http(s) URL, data URL, upload id, or bare base64."""
     if text[:8].lower().startswith(("http://", "https://")):
+        if len(text) > MAX_LINK_CHARS:
+            raise InvalidRequest(f"the URL is longer than {MAX_LINK_CHARS} characters", param=param)
         return Source(kind, param, url=text)
     if _FILE_ID.fullmatch(text):
         return Source(kind, param, file_id=text)
