@@ -47,8 +47,9 @@ def parse_url(text: str) -> URL:
 class FetchLimits:
     """Bounds of one fetch, redirects included.
 
-    `total_s` for everything; `stall_s` without a byte; after `grace_s` of a body its average must
-    reach `min_bytes_per_s`, or a sender of one byte a second would hold a worker for `total_s`.
+    `total_s` for everything; `stall_s` without a byte of the body, and for all that goes before it;
+    after `grace_s` of a body its average must reach `min_bytes_per_s`, or a sender of one byte a
+    second would hold a worker for `total_s`.
     """
 
     max_bytes: int
@@ -172,7 +173,7 @@ class Poster:
         host = url.host or ""
         line = self._lines.pop(host, None)
         if line is None:
-            line = _Line(_session(url, self._guard, None, keep_s=KEEP_S))
+            line = _Line(_session(url, self._guard, keep_s=KEEP_S))
         self._lines[host] = line
         while len(self._lines) > MAX_HOSTS and (idle := self._idle()) is not None:
             self._closing.add(task := asyncio.create_task(self._lines.pop(idle).session.close()))
@@ -200,16 +201,14 @@ async def _response(
     url: URL, limits: FetchLimits, guard: Guard
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Send one GET and follow nothing. The connection serves this one request."""
-    async with (
-        _session(url, guard, limits.stall_s) as session,
-        session.get(url, allow_redirects=False) as response,
-    ):
-        yield response
+    async with _session(url, guard) as session:
+        async with asyncio.timeout(limits.stall_s):  # a header of one byte a second is no answer
+            response = await session.get(url, allow_redirects=False)
+        async with response:
+            yield response
 
 
-def _session(
-    url: URL, guard: Guard, stall_s: float | None, *, keep_s: float = 0.0
-) -> aiohttp.ClientSession:
+def _session(url: URL, guard: Guard, *, keep_s: float = 0.0) -> aiohttp.ClientSession:
     """Return a client that can reach `url`'s host and nothing that the guard refuses.
 
     `keep_s`: how long a connection without work is kept, 0 for one that serves a single request. A
@@ -234,7 +233,7 @@ def _session(
     )
     return aiohttp.ClientSession(
         connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=stall_s),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
         trust_env=False,  # a proxy would connect for us, past the guard
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -304,7 +303,7 @@ async def _receive(
     _check_headers(response, limits.max_bytes)
     digest, size, head = hashlib.sha256(), 0, b""
     started = time.monotonic()
-    async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+    async for chunk in _chunks(response, limits.stall_s):
         size += len(chunk)
         if size > limits.max_bytes:
             raise _too_large(response.url, limits.max_bytes)
@@ -316,6 +315,16 @@ async def _receive(
     if sniff and len(head) < HEAD_BYTES:
         sniff(head)
     return Fetched(size, digest.hexdigest())
+
+
+async def _chunks(response: aiohttp.ClientResponse, stall_s: float) -> AsyncIterator[bytes]:
+    """Yield the body. What frames it is none of it: who sends nothing else has stalled."""
+    while True:
+        async with asyncio.timeout(stall_s):
+            chunk = await response.content.read(CHUNK_BYTES)
+        if not chunk:
+            return
+        yield chunk
 
 
 def _check_headers(response: aiohttp.ClientResponse, max_bytes: int) -> None:

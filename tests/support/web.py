@@ -101,6 +101,19 @@ def drip(data: bytes, length: int, pause_s: float) -> Answer:
     return _then(data, length, go_on)
 
 
+def endless(head: bytes, piece: bytes, pause_s: float = 0.0) -> Answer:
+    """Answer with these very bytes, a beginning and then the same piece for ever."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        while not writer.is_closing():
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+
+    return answer
+
+
 def held(data: bytes, gate: asyncio.Event) -> Answer:
     """Answer with bytes once the gate is open."""
     whole = body(data)

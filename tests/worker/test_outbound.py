@@ -107,6 +107,25 @@ async def test_the_total_time_counts_all_hops_and_bytes(web: Web) -> None:
         await get(url, FetchLimits(100_000, total_s=0.3))
 
 
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+        (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x"),
+    ],
+    ids=["a header", "news of progress", "a chunk's size"],
+)
+async def test_what_is_no_body_does_not_put_off_a_stall(
+    web: Web, head: bytes, piece: bytes
+) -> None:
+    url = web.at("/a", answers.endless(head, piece, 0.01))
+
+    async with asyncio.timeout(5):
+        with pytest.raises(MediaFetchFailed, match="in time"):
+            await get(url, FetchLimits(100_000, total_s=60, stall_s=0.3))
+
+
 async def test_a_closed_port_and_an_unknown_name_are_failed_fetches() -> None:
     with pytest.raises(MediaFetchFailed, match="cannot be reached"):
         await get("http://127.0.0.1:1/")
