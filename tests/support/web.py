@@ -114,6 +114,15 @@ def endless(head: bytes, piece: bytes, pause_s: float = 0.0) -> Answer:
     return answer
 
 
+def raw(data: bytes) -> Answer:
+    """Answer with these very bytes."""
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+
+    return answer
+
+
 def held(data: bytes, gate: asyncio.Event) -> Answer:
     """Answer with bytes once the gate is open."""
     whole = body(data)
