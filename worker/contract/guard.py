@@ -102,10 +102,10 @@ def plain_url(text: str) -> URL:
         raise ValueError("the URL has a space, a control character or a backslash in it")
     try:
         url = URL(text)
-        port = url.port
+        host, port = url.host, url.port  # a name in punycode is read only here
     except ValueError as error:
         raise ValueError("the URL cannot be read") from error
-    if url.scheme not in {"http", "https"} or not url.host or not port:
+    if url.scheme not in {"http", "https"} or not host or not port:
         raise ValueError("the URL must begin with http:// or https:// and name a host")
     if url.user is not None or url.password is not None:
         raise ValueError("the URL must not carry a user name or password")
