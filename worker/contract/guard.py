@@ -58,7 +58,7 @@ class Guard:
             try:
                 networks.append(ipaddress.ip_network(entry.strip("[]"), strict=False))
             except ValueError:
-                hosts.add(_plain_host(entry))
+                hosts.add(_plain_host(_written_out(entry)))
         return cls(frozenset(hosts), tuple(networks))
 
     def refusal(self, host: str, address: str, port: int) -> str | None:
@@ -110,6 +110,14 @@ def plain_url(text: str) -> URL:
     if url.user is not None or url.password is not None:
         raise ValueError("the URL must not carry a user name or password")
     return url.with_fragment(None)
+
+
+def _written_out(name: str) -> str:
+    """Return a name as a URL's `host` has it, punycode read; what is no name stays, for nothing."""
+    try:
+        return URL.build(scheme="http", host=name).host or name
+    except ValueError:
+        return name
 
 
 def _plain_host(host: str) -> str:
