@@ -132,7 +132,6 @@ def test_every_status_is_one_of_three_results(codes: tuple[int, ...], expected: 
         ("9" * 300, 999_999_999_999),
         (format_datetime(NOW + timedelta(hours=1), usegmt=True), 3600),
         (format_datetime(NOW - timedelta(hours=1), usegmt=True), 0),
-        ("Mon, 21 Sep 99999999999 14:13:20 GMT", 0), ("Mon, 21 Sep 2026 14:13:20 +" + "9" * 20, 0),
         ("Mon, 21 Sep 2026 14:13:20", 0), ("Mon, 99 Foo 2026 99:99:99 GMT", 0),
         (f"Mon, 21 Sep 2026 14:13:20 +{'9' * 20}", 0), (f"Mon, 21 Sep {'9' * 20} 14:13:20 GMT", 0),
     ],
