@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.prompts import ask, decode, picture
+from tests.support.prompts import DEADLY, ask, decode, decode_or_die, picture
 from worker.contract.errors import EngineDied, EngineFailed
 from worker.engine import EngineSpec, load_engine
 from worker.engine.base import (
@@ -634,6 +634,32 @@ async def test_a_process_that_dies_is_replaced_and_its_prompts_are_read_again(
 
     assert all(read.multimodal for read in await asyncio.gather(*asked))
     assert victims[0] not in readers.pids
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_a_prompt_that_ends_each_process_that_reads_it_fails_alone(
+    tiny_model: Path, size: int
+):
+    pytest.importorskip("lmdeploy", reason="LMDeploy is not installed")
+    from worker.engine.base import Picture  # noqa: PLC0415
+    from worker.engine.lmdeploy.readers import Readers  # noqa: PLC0415 - both need LMDeploy
+    from worker.engine.lmdeploy.reading import ReaderSpec  # noqa: PLC0415
+
+    deadly = Picture(DEADLY, 84, 56, "sha")
+    readers = Readers(size)
+    await readers.start()
+    await readers.open(ReaderSpec(str(tiny_model), "bfloat16", decode=decode_or_die))
+    try:
+        bad, *good = await asyncio.gather(
+            readers.read(_turns(deadly, "?"), OPTIONS),
+            *(readers.read(_turns(picture(), f"{n}"), OPTIONS) for n in range(4)),
+            return_exceptions=True,
+        )
+    finally:
+        await readers.close()
+
+    assert isinstance(bad, EngineFailed)
+    assert [read for read in good if isinstance(read, Exception)] == []
 
 
 async def test_closing_ends_the_processes_and_whoever_waits(readers: "Readers"):

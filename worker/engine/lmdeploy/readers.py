@@ -11,6 +11,7 @@ import os
 import socket
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Sequence
+from enum import Enum, auto
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ class Readers:
         self._children: list[_Child] = []  # those that have opened the model
         self._alive: set[_Child] = set()
         self._watching: set[asyncio.Task[None]] = set()
+        self._coming = 0  # that are to replace one that ended
+        self._came = asyncio.Event()
         self._is_closed = False
 
     async def start(self) -> None:
@@ -73,15 +76,15 @@ class Readers:
             EngineFailed, OutOfMemory: this prompt alone cannot be read.
             EngineDied: no process is left, or the pool was closed.
         """
-        for _ in range(MAX_TRIES):
-            if self._is_closed or not self._children:
-                raise EngineDied("no process is left that could prepare prompts", was_inside=False)
-            child = min(self._children, key=lambda one: len(one.waiting))
-            answer: Read | JobError | None = await child.ask(tuple(turns), options)
+        tries = 0
+        while tries < MAX_TRIES:
+            child = await self._least_busy()
+            answer: Read | JobError | _Lost = await child.ask(tuple(turns), options)
             if isinstance(answer, JobError):
                 raise answer
-            if answer is not None:
+            if not isinstance(answer, _Lost):
                 return answer
+            tries += answer is _Lost.IN_WORK
         raise EngineFailed("preparing this prompt ended the process that did it")
 
     async def close(self) -> None:
@@ -96,6 +99,15 @@ class Readers:
     def pids(self) -> list[int]:
         """The living processes' ids."""
         return [child.pid for child in self._children]
+
+    async def _least_busy(self) -> "_Child":
+        """Return the process with the least to do; while all are being replaced, wait for one."""
+        while self._coming and not self._children and not self._is_closed:
+            self._came.clear()
+            await self._came.wait()
+        if self._is_closed or not self._children:
+            raise EngineDied("no process is left that could prepare prompts", was_inside=False)
+        return min(self._children, key=lambda one: len(one.waiting))
 
     async def _spawn(self) -> "_Child":
         child = await _Child.spawn(self._log_level)
@@ -124,14 +136,29 @@ class Readers:
         if self._is_closed:
             return
         event(_log, "reader.ended", level=logging.WARNING, pid=child.pid, status=status)
+        self._coming += 1
         try:
             await self._open(await self._spawn())
         except JobError as error:
             event(_log, "reader.lost", level=logging.ERROR, reason=error.message)
+        finally:
+            self._coming -= 1
+            self._came.set()
+
+
+class _Lost(Enum):
+    """Where a prompt was when its process ended: in work, and so perhaps to blame, or behind it."""
+
+    IN_WORK = auto()
+    IN_LINE = auto()
 
 
 class _Child:
-    """One life of a reading process. Its futures carry values: None means that it is gone."""
+    """One life of a reading process. Its futures carry values: `_Lost` means that it is gone.
+
+    `waiting` has what it was asked and has not answered, in the order in which it does; also what
+    nobody waits for any more.
+    """
 
     def __init__(self, process: Process, outbox: Outbox, told: socket.socket) -> None:
         self.pid = process.pid
@@ -172,21 +199,17 @@ class _Child:
         opened = self._expect(READY)
         self._outbox.post(spec)
         answer = await opened
-        self.waiting.pop(READY)
-        if answer is None:
+        if isinstance(answer, _Lost):
             said = "a process that prepares prompts ended while it opened the model"
             return EngineFailed(said, is_everywhere=False)
         return answer if isinstance(answer, JobError) else None
 
     async def ask(self, turns: tuple[Turn, ...], options: EngineOptions) -> Any:
-        """Return a `Read`, a JobError, or None where the process ended meanwhile."""
+        """Return a `Read`, a JobError, or `_Lost` where the process ended meanwhile."""
         number = next(self._numbers)
         answer = self._expect(number)
         self._outbox.post((number, turns, options))
-        try:
-            return await answer
-        finally:
-            self.waiting.pop(number, None)
+        return await answer
 
     async def ended(self) -> int:
         """Wait until the process is gone and everybody who waited for it knows."""
@@ -195,9 +218,9 @@ class _Child:
         self._hear()  # its last words
         self._told.close()
         self._outbox.close()
-        for answer in self.waiting.values():
+        for place, answer in enumerate(self.waiting.values()):
             if not answer.done():
-                answer.set_result(None)
+                answer.set_result(_Lost.IN_LINE if place else _Lost.IN_WORK)
         return status
 
     def kill(self) -> None:
@@ -223,8 +246,8 @@ class _Child:
     def _take(self, number: int, descriptor: int) -> None:
         """Open a parcel; one for a prompt that was cancelled is only closed."""
         try:
-            answer = self.waiting.get(number)
-            if answer is not None and not answer.done():
+            answer = self.waiting.pop(number)
+            if not answer.done():
                 answer.set_result(parcel.unpack(descriptor))
         finally:
             os.close(descriptor)
