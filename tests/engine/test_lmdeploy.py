@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.prompts import DEADLY, ask, decode, decode_or_die, picture
-from worker.contract.errors import EngineDied, EngineFailed
+from worker.contract.errors import EngineDied, EngineFailed, OptionUnsupported
 from worker.engine import EngineSpec, load_engine
 from worker.engine.base import (
     Clip,
@@ -586,17 +588,49 @@ def test_the_form_that_is_checked_is_the_one_that_is_sent(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, *, reasons: bool
 ):
     pytest.importorskip("lmdeploy", reason="LMDeploy is not installed")
-    from worker.engine.lmdeploy import reading  # noqa: PLC0415 - it needs LMDeploy
+    from worker.engine.lmdeploy import forms, reading  # noqa: PLC0415 - both need LMDeploy
 
     checked: list[Any] = []
-    monkeypatch.setattr(reading, "ensure_response_format_compilable", checked.append)
+    monkeypatch.setattr(forms, "compile_response_format", lambda _, form: checked.append(form))
     options = ask("?", json_schema={"type": "integer"}).options
 
-    reading.Reader(reading.ReaderSpec(str(tiny_model), None, reasons=reasons)).read(
-        _turns("?"), options
+    reading.Reader(reading.ReaderSpec(str(tiny_model), None, reasons=reasons)).check_form(
+        options, is_thinking=False
     )
 
     assert checked == [response_format(options, reasons=reasons)]
+
+
+@pytest.mark.parametrize("tools", [None, ToolUse((ADD,))])
+async def test_a_schema_that_can_be_read_but_not_compiled_fails_alone(
+    readers: "Readers", tools: ToolUse | None
+):
+    schema = {"type": "string", "pattern": "^(a|b|[c-z]){1,2000}$"}
+    asked = ask("?", json_schema=schema, tools=tools).options
+
+    with pytest.raises(OptionUnsupported):
+        await readers.read(_turns("?"), asked)
+
+    good = ask("?", json_schema={"type": "string"}, tools=tools).options
+    assert (await readers.read(_turns("?"), good)).token_ids
+
+
+def test_a_process_ends_whose_schema_takes_too_long():
+    pytest.importorskip("lmdeploy", reason="LMDeploy is not installed")
+    hangs = (
+        "import time; from types import SimpleNamespace as Made\n"
+        "from worker.engine.lmdeploy import reading_process\n"
+        "reading_process.FORM_S = 0.1\n"
+        "reader = Made(read=lambda *_: Made(is_thinking=False),"
+        " check_form=lambda *_, **__: time.sleep(50))\n"
+        "reading_process._read(reader, (), None)"
+    )
+
+    ended = subprocess.run(
+        [sys.executable, "-c", hangs], capture_output=True, text=True, check=False
+    )
+
+    assert (ended.returncode, "Timeout" in ended.stderr) == (1, True)
 
 
 async def test_special_tokens_of_a_user_are_text(readers: "Readers"):

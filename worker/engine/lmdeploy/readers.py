@@ -85,7 +85,10 @@ class Readers:
             if not isinstance(answer, _Lost):
                 return answer
             tries += answer is _Lost.IN_WORK
-        raise EngineFailed("preparing this prompt ended the process that did it")
+        raise EngineFailed(
+            "preparing this prompt ended the process that did it: its pictures or its JSON schema "
+            "take too long, or too much memory"
+        )
 
     async def close(self) -> None:
         """End all processes; whoever waits for one hears EngineDied."""

@@ -10,7 +10,6 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch
-from lmdeploy._guided_decoding import ensure_response_format_compilable
 from lmdeploy.model import get_chat_template
 from lmdeploy.tokenizer import Tokenizer
 from lmdeploy.vl.constants import Modality
@@ -23,6 +22,7 @@ from worker.contract.errors import EngineFailed, OptionUnsupported
 from worker.contract.log import event
 from worker.engine.base import Clip, EngineOptions, Part, Picture, Turn
 from worker.engine.channels import THINK
+from worker.engine.lmdeploy.forms import Forms
 from worker.engine.lmdeploy.grammar import response_format
 from worker.engine.lmdeploy.layout import AFTER, BEFORE, Layout, check_whole
 from worker.engine.special_tokens import SpecialTokens, special_tokens
@@ -80,6 +80,7 @@ class Reader:
             self._vision.set_mm_feature_dtype(self._dtype)
         specials = special_tokens(self._tokenizer.model.model)
         self._specials = SpecialTokens(specials | {_PICTURE_MARK})
+        self._forms = Forms(self._tokenizer.model.model)
         self._layout = self._seen_layout()
 
     def read(self, turns: tuple[Turn, ...], options: EngineOptions) -> Read:
@@ -88,16 +89,28 @@ class Reader:
         Raises:
             EngineFailed: pictures for a model that takes none, a chat that the template refuses, or
                 of which it leaves out a text, or a picture that the model's processor refuses.
-            OptionUnsupported: a JSON schema or tools that guided decoding cannot follow.
         """
         tools = [{"type": "function", "function": f} for f in _functions(options)] or None
         has_media = any(not isinstance(part, str) for turn in turns for part in turn.parts)
         try:
-            read = self._with_media(turns, tools) if has_media else self._text_only(turns, tools)
+            return self._with_media(turns, tools) if has_media else self._text_only(turns, tools)
         except (jinja2.TemplateError, AssertionError, ValueError, TypeError, KeyError) as error:
             raise EngineFailed(f"the model cannot be given this chat: {error}") from error
-        _check_form(options, reasons=self._reasons, is_thinking=read.is_thinking)
-        return read
+
+    def check_form(self, options: EngineOptions, *, is_thinking: bool) -> None:
+        """Refuse what LMDeploy would leave out with no more than a line in its log, or die of.
+
+        Raises:
+            OptionUnsupported: a JSON schema or tools that guided decoding cannot follow.
+        """
+        form = response_format(options, reasons=self._reasons, is_thinking=is_thinking)
+        if form is None:
+            return
+        try:
+            self._forms.check(form)
+        except ValueError as error:
+            what = "JSON schema" if options.tools is None else "form of tool calls"
+            raise OptionUnsupported(f"the engine cannot keep to this {what}: {error}") from error
 
     def _text_only(self, turns: tuple[Turn, ...], tools: Any) -> Read:
         chat = [_message(turn, "".join(map(self._text, turn.parts))) for turn in turns]
@@ -196,18 +209,6 @@ def _message(turn: Turn, content: Any) -> dict[str, Any]:
 
 def _functions(options: EngineOptions) -> tuple[dict[str, Any], ...]:
     return options.tools.functions if options.tools is not None else ()
-
-
-def _check_form(options: EngineOptions, *, reasons: bool, is_thinking: bool) -> None:
-    """Refuse what LMDeploy would leave out with no more than a line in its log."""
-    form = response_format(options, reasons=reasons, is_thinking=is_thinking)
-    if form is None:
-        return
-    try:
-        ensure_response_format_compilable(form)
-    except ValueError as error:
-        what = "JSON schema" if options.tools is None else "form of tool calls"
-        raise OptionUnsupported(f"the engine cannot keep to this {what}: {error}") from error
 
 
 def _is_thinking(text: str) -> bool:

@@ -25,6 +25,9 @@ READY = -1
 READ_S = 120.0
 """How long one prompt may take, dozens of frames on a busy machine included. One that takes longer
 hangs; nobody else would notice while other processes give the engine enough to do."""
+FORM_S = 15.0
+"""How long its form may take to compile. The engine takes about as long, in which nobody gets a
+token: there are schemas of 40 kB that take minutes."""
 
 _LENGTH = struct.Struct("!I")
 
@@ -56,9 +59,12 @@ def _serve(asked: socket.socket, told: socket.socket) -> None:
 def _read(reader: Reader, turns: Any, options: Any) -> Read | JobError:
     try:
         with ends_after(READ_S):
-            return reader.read(turns, options)
+            read = reader.read(turns, options)
+        with ends_after(FORM_S):
+            reader.check_form(options, is_thinking=read.is_thinking)
     except Exception as error:  # noqa: BLE001 - the edge of the process: the parent tells it on
         return _as_job_error(error, "the prompt could not be prepared")
+    return read
 
 
 def _tell(told: socket.socket, number: int, value: Any) -> None:
