@@ -151,7 +151,9 @@ def test_given_options_win_over_the_checkpoints():
     defaults = Defaults.of({"temperature": 0.7, "top_k": 20, "top_p": 0.8, "eos_token_id": 5})
     options = ask("?", max_tokens=7, temperature=0.2, top_k=3, min_p=0.1).options
 
-    said = generation(options, defaults, seed=9, emitted=0, eos_ids=frozenset({5, 2}))
+    said = generation(
+        options, defaults, seed=9, emitted=0, eos_ids=frozenset({5, 2}), vocabulary=99
+    )
 
     assert said == {
         "max_new_tokens": 7,
@@ -172,7 +174,9 @@ def test_greedy_is_the_likeliest_token_and_keeps_a_penalty(config: dict[str, obj
     asked = {} if config else {"temperature": 0.0}
     options = ask("?", repetition_penalty=1.2, top_k=40, **asked).options
 
-    said = generation(options, Defaults.of(config), seed=9, emitted=0, eos_ids=NO_EOS)
+    said = generation(
+        options, Defaults.of(config), seed=9, emitted=0, eos_ids=NO_EOS, vocabulary=99
+    )
 
     assert (said["top_k"], said["repetition_penalty"]) == (1, 1.2)
 
@@ -180,14 +184,49 @@ def test_greedy_is_the_likeliest_token_and_keeps_a_penalty(config: dict[str, obj
 def test_an_attempt_that_goes_on_asks_for_the_rest_with_other_random_numbers():
     options, seed = ask("?", max_tokens=10).options, (1 << 63) - 1
 
-    first = generation(options, Defaults(), seed=seed, emitted=0, eos_ids=NO_EOS)
-    second = generation(options, Defaults(), seed=seed, emitted=4, eos_ids=NO_EOS)
-    again = generation(options, Defaults(), seed=seed, emitted=4, eos_ids=NO_EOS)
+    first = generation(options, Defaults(), seed=seed, emitted=0, eos_ids=NO_EOS, vocabulary=99)
+    second = generation(options, Defaults(), seed=seed, emitted=4, eos_ids=NO_EOS, vocabulary=99)
+    again = generation(options, Defaults(), seed=seed, emitted=4, eos_ids=NO_EOS, vocabulary=99)
 
     assert (first["max_new_tokens"], second["max_new_tokens"]) == (10, 6)
     assert first["random_seed"] == seed
     assert second["random_seed"] == again["random_seed"] != first["random_seed"]
     assert 0 <= second["random_seed"] < 1 << 63
+
+
+@pytest.mark.parametrize(
+    ("top_k", "limit", "said"),
+    [(2000, None, 2000), (1024, 1024, 1024), (5000, 1024, 0), (10**30, None, 0), (0, 1024, 0)],
+)
+def test_a_top_k_of_the_whole_vocabulary_is_none(top_k: int, limit: int | None, said: int):
+    options = ask("?", top_k=top_k).options
+
+    made = generation(
+        options,
+        Defaults(),
+        seed=9,
+        emitted=0,
+        eos_ids=NO_EOS,
+        vocabulary=5000,
+        max_top_k=limit,
+    )
+
+    assert made["top_k"] == said
+
+
+def test_a_top_k_of_which_turbomind_would_die_is_refused():
+    options = ask("?", top_k=1025).options
+
+    with pytest.raises(OptionUnsupported, match="1024 at most"):
+        generation(
+            options,
+            Defaults(),
+            seed=9,
+            emitted=0,
+            eos_ids=NO_EOS,
+            vocabulary=5000,
+            max_top_k=1024,
+        )
 
 
 @pytest.mark.parametrize("has_logprobs", [False, True])

@@ -40,7 +40,8 @@ from worker.engine import device
 from worker.engine.alphabet import Alphabet
 from worker.engine.base import Counters
 from worker.engine.lmdeploy.answering import Sampled
-from worker.engine.lmdeploy.capacity import token_bytes
+from worker.engine.lmdeploy.capacity import token_bytes, vocabulary
+from worker.engine.lmdeploy.options import MAX_TOP_K
 from worker.engine.lmdeploy.pulse import Pulse
 from worker.engine.lmdeploy.pytorch_engine import PacedRequests, forget_in_bulk, name_pictures
 from worker.engine.lmdeploy.template import knows_tools
@@ -145,6 +146,17 @@ class Backend:
             self.asynchronous.hf_gen_cfg, self.asynchronous.tokenizer.eos_token_id
         )
         return frozenset(config.stop_token_ids or ())
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model can say."""
+        known = len(self.asynchronous.tokenizer.model.model)
+        return min(known, vocabulary(self.asynchronous.hf_cfg) or known)
+
+    @property
+    def max_top_k(self) -> int | None:
+        """The largest top_k that it takes."""
+        return MAX_TOP_K if self.name == "turbomind" else None
 
     @property
     def reasons(self) -> bool:

@@ -1,4 +1,4 @@
-"""How many tokens a cache holds, for an engine that does not tell. Pure: imports no LMDeploy."""
+"""What an engine does not tell: how many tokens its cache holds, how many it knows. Pure."""
 
 from typing import Any
 
@@ -19,6 +19,12 @@ def token_bytes(config: Any, tp: int) -> int | None:
     kv_heads = _said(text, "num_key_value_heads") or heads
     size = _said(text, "head_dim") or (_said(text, "hidden_size") or 0) // heads
     return 2 * 2 * int(layers) * max(int(kv_heads) // tp, 1) * int(size) or None
+
+
+def vocabulary(config: Any) -> int | None:
+    """Return how many tokens the language model knows, None where its configuration is silent."""
+    said = _said(_text(config), "vocab_size")
+    return int(said) if said else None
 
 
 def _text(config: Any) -> Any:

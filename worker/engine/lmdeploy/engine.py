@@ -260,6 +260,8 @@ def _generation(prompt: Prompt, read: "Read", opened: _Opened, *, emitted: int) 
         seed=prompt.seed,
         emitted=emitted,
         eos_ids=opened.eos_ids,
+        vocabulary=opened.backend.vocabulary,
+        max_top_k=opened.backend.max_top_k,
         response_format=form,
     )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from worker.contract.errors import OptionUnsupported
 from worker.engine.base import EngineOptions, Prompt
 from worker.engine.lmdeploy.grammar import is_free
 
@@ -14,6 +15,9 @@ _HONOURED = frozenset(
 )
 _TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _LOGPROBS = frozenset({"logprobs", "top_logprobs"})
+
+MAX_TOP_K = 1024
+"""TurboMind's kernel takes no more: it would end the engine with all that is inside."""
 
 _SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits: seeds of two attempts differ widely
 _SEED_LIMIT = 1 << 63
@@ -66,6 +70,8 @@ def generation(
     seed: int,
     emitted: int,
     eos_ids: frozenset[int],
+    vocabulary: int,
+    max_top_k: int | None = None,
     response_format: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of LMDeploy's GenerationConfig; `response_format` as in `grammar`.
@@ -73,7 +79,10 @@ def generation(
     Stop texts are not among them: LMDeploy stops at tokens that contain such a text, we stop at the
     text. `seed` is the prompt's, which has one in any case. An attempt that goes on after `emitted`
     tokens draws other random numbers than the first attempt did from the same seed: the engine
-    would repeat those of the answer's beginning.
+    would repeat those of the answer's beginning. A top_k of all the `vocabulary` or more is none.
+
+    Raises:
+        OptionUnsupported: top_k is over `max_top_k`.
     """
     temperature = _given(options.temperature, defaults.temperature)
     is_greedy = temperature == 0
@@ -81,7 +90,7 @@ def generation(
         "max_new_tokens": options.max_tokens - emitted,
         "do_sample": True,  # what is greedy is said by top_k, so that a penalty still counts
         "temperature": 1.0 if is_greedy else temperature,
-        "top_k": 1 if is_greedy else _given(options.top_k, defaults.top_k),
+        "top_k": 1 if is_greedy else _top_k(options, defaults, vocabulary, max_top_k),
         "top_p": 1.0 if is_greedy else _given(options.top_p, defaults.top_p),
         "min_p": 0.0 if is_greedy else _given(options.min_p, defaults.min_p),
         "repetition_penalty": _given(options.repetition_penalty, defaults.repetition_penalty),
@@ -99,6 +108,18 @@ def generation(
 def repeats(prompt: Prompt) -> bool:
     """Return whether an answer that was begun is begun anew: a grammar knows only its beginning."""
     return bool(prompt.emitted_ids) and not is_free(prompt.options)
+
+
+def _top_k(options: EngineOptions, defaults: Defaults, vocabulary: int, most: int | None) -> int:
+    """Return top_k as the engine takes it: PyTorch dies of one that is over the vocabulary."""
+    top_k: int = _given(options.top_k, defaults.top_k)
+    if top_k >= vocabulary:
+        return 0
+    if most is not None and top_k > most:
+        raise OptionUnsupported(
+            f"top_k is {top_k}, and this engine takes {most} at most, or 0 for no limit"
+        )
+    return top_k
 
 
 def _given(value: Any, default: Any) -> Any:
