@@ -7,8 +7,9 @@ Models: random_model.py. Each server has the GPU to itself. Loads: `picture` and
 `text` (--jobs at once, streamed), `plain` (the same picture load without streaming), `steady`
 (pictures, --jobs of them always under way, for --seconds), `idle` (one at a time: first token).
 Ours is asked over /v1/jobs; theirs over /v1/chat/completions. Figures are the medians of --repeat
-runs, after one small run that nobody counts; of `idle` those of 30 requests, after two. Needs
-LMDeploy, and for ours what `forebay up` needs. Servers that run already: --theirs-url, --ours-url.
+runs, after one small run that nobody counts, and `failed` of all runs together; of `idle` those of
+30 requests, after two. Needs LMDeploy, and for ours what `forebay up` needs. Servers that run
+already: --theirs-url, --ours-url.
 `--gpus 1` takes another GPU than the first, so that two runs go side by side; give each its own
 cores, as with `taskset -c`. `--engine echo --servers ours` tries the whole of ours without a GPU.
 """
@@ -94,6 +95,8 @@ def _idle(load: Load) -> dict[str, Any]:
 
 def _median(runs: list[Report], figure: str) -> float | None:
     values = [value for run in runs if (value := getattr(run, figure)) is not None]
+    if figure == "failed":  # what failed in one run of three must not be told as none
+        return sum(values)
     return round(statistics.median(values), 4) if values else None
 
 
