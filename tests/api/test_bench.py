@@ -99,6 +99,18 @@ async def test_any_openai_server_is_asked_for_chat_plain_and_streaming():
     assert web.requests == {"/v1/models": 1, "/v1/chat/completions": 6}
 
 
+async def test_a_delta_without_text_is_no_piece_on_either_api():
+    async with web_server() as web:
+        _speak_jobs(web)
+        _speak_openai(web)
+        asked = Load(web.url, jobs=2, pixels=0)
+        jobs = await asyncio.to_thread(bench, replace(asked, api="jobs"))
+        chat = await asyncio.to_thread(bench, asked)
+
+    assert (jobs.failed, chat.failed) == (0, 0)
+    assert jobs.pieces_p50 == chat.pieces_p50 == 2
+
+
 async def test_a_server_that_refuses_is_counted_by_its_status():
     async with web_server() as web:
         result = await asyncio.to_thread(bench, Load(web.url, jobs=2, pixels=0, model="none"))
@@ -138,6 +150,24 @@ def test_rates_of_a_steady_load_count_what_ended_in_the_window():
     assert result.jobs == 10
 
 
+def _answer(kind: str, text: str) -> Answer:
+    async def write(writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n"
+        writer.write((head + text).encode())
+
+    return write
+
+
+def _speak_jobs(web: Web) -> None:
+    said = [("delta", {"text": text, "tokens": 1}) for text in ("", "four ", "sheep")]
+    ended = ("completed", {"status": "completed", "usage": {"completion_tokens": 3}})
+    events = "".join(
+        f"event: {kind}\ndata: {json.dumps(data)}\n\n" for kind, data in (*said, ended)
+    )
+    web.at("/v1/jobs", _answer("application/json", '{"id": "job_1", "status": "queued"}'))
+    web.at("/v1/jobs/job_1/events", _answer("text/event-stream", events))
+
+
 def _speak_openai(web: Web) -> None:
     chunks = [
         {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
@@ -147,12 +177,5 @@ def _speak_openai(web: Web) -> None:
     ]
     lines = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
 
-    def answer(kind: str, text: str) -> Answer:
-        async def write(writer: asyncio.StreamWriter) -> None:
-            head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n"
-            writer.write((head + text).encode())
-
-        return write
-
-    web.at("/v1/models", answer("application/json", '{"data": [{"id": "any"}]}'))
-    web.at("/v1/chat/completions", answer("text/event-stream", "".join(lines)))
+    web.at("/v1/models", _answer("application/json", '{"data": [{"id": "any"}]}'))
+    web.at("/v1/chat/completions", _answer("text/event-stream", "".join(lines)))

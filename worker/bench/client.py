@@ -87,7 +87,7 @@ class Client:
             # To the end, although the last event has all: else the connection is not kept.
             async for kind, data in _events(answer):
                 if kind == b"delta":
-                    _take_piece(sample)
+                    _take_delta(json.loads(data), sample)
                 elif kind in _LAST:
                     last = data
         if not last:
@@ -130,6 +130,12 @@ def _take_chunk(chunk: dict[str, Any], sample: Sample) -> None:
     if delta.get("content") or delta.get("reasoning_content"):
         _take_piece(sample)
     _take_usage(chunk, sample)
+
+
+def _take_delta(delta: dict[str, Any], sample: Sample) -> None:
+    """Count text, as of a chunk: a delta may hold tokens that make no whole character yet."""
+    if delta["text"] or delta.get("reasoning"):
+        _take_piece(sample)
 
 
 def _take_piece(sample: Sample) -> None:
