@@ -1,6 +1,7 @@
 """What of the LMDeploy engine needs no GPU: names, options, answers, parcels, and reading."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -689,6 +690,22 @@ async def test_a_prompt_that_cannot_be_read_fails_alone(readers: "Readers"):
 
     assert isinstance(bad, EngineFailed)
     assert good.multimodal
+
+
+async def test_a_prompt_that_does_not_fit_into_this_process_fails_alone(
+    readers: "Readers", monkeypatch: pytest.MonkeyPatch
+):
+    from worker.engine.lmdeploy import parcel  # noqa: PLC0415 - needs LMDeploy
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parcel, "unpack", full)
+        with pytest.raises(EngineFailed, match="Cannot allocate memory"):
+            await asyncio.wait_for(readers.read(_turns("?"), OPTIONS), 30)
+
+    assert (await readers.read(_turns("?"), OPTIONS)).token_ids
 
 
 async def test_a_process_that_dies_is_replaced_and_its_prompts_are_read_again(

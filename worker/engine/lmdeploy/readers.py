@@ -252,5 +252,7 @@ class _Child:
             answer = self.waiting.pop(number)
             if not answer.done():
                 answer.set_result(parcel.unpack(descriptor))
+        except OSError as error:  # no memory to map it into
+            answer.set_result(EngineFailed(f"the prepared prompt cannot be taken: {error}"))
         finally:
             os.close(descriptor)
